@@ -1,0 +1,1 @@
+//! Dispatch, scoring, grouping, journal, status; launching a cluster from one config.

@@ -1,0 +1,1 @@
+//! Turns groups into GRPO updates of the LoRA weights: losses, optimiser, checkpoints.

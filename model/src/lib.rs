@@ -1,0 +1,1 @@
+//! The policy: architecture, weights, tokenizer, chat template, LoRA, kernels.

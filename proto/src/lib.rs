@@ -1,0 +1,13 @@
+//! The wire of Tina: package `tina.v1` (`proto/tina/v1/*.proto`) and what every end of it shares.
+//!
+//! - [`v1`]: messages, clients and servers, generated at build time.
+//! - [`FILE_DESCRIPTOR_SET`]: for gRPC server reflection.
+
+/// Generated from `proto/tina/v1/*.proto`; the field docs stand there.
+pub mod v1 {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+    tonic::include_proto!("tina.v1");
+}
+
+/// The encoded `FileDescriptorSet` of package `tina.v1`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tina_descriptor.bin"));

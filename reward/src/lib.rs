@@ -1,0 +1,1 @@
+//! Verdicts on text: pure functions from a completion and a gold answer to a number.

@@ -1,0 +1,1 @@
+//! Samples completions: a batched decoding engine and its service loop.
