@@ -1,0 +1,116 @@
+//! Named weights: what a decoder loads itself from, wherever they are stored.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{ModelError, Result};
+
+/// A model's weights under their Hugging Face names, such as
+/// `model.layers.0.self_attn.q_proj.weight`.
+pub trait Weights: Send + Sync {
+    /// The names of all tensors, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Whether a tensor of this name is there.
+    fn contains(&self, name: &str) -> bool;
+
+    /// Loads one tensor: on the CPU, contiguous, in the type it is stored in (F32, BF16 or F16;
+    /// quantised types are dequantised to F32).
+    ///
+    /// # Errors
+    /// When there is no such tensor, its shape is not `expected`, or its file is damaged; the error
+    /// names the tensor, what was expected and what was found.
+    fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor>;
+}
+
+/// Weights held in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MapWeights(pub BTreeMap<String, Tensor>);
+
+impl Weights for MapWeights {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
+        let tensor = self
+            .0
+            .get(name)
+            .ok_or_else(|| missing(name, expected, "memory"))?;
+        check_shape(name, tensor.dims(), expected)?;
+        Ok(tensor.to_device(&Device::Cpu)?.contiguous()?)
+    }
+}
+
+/// The error for a tensor that is not there.
+pub(crate) fn missing(name: &str, expected: &[usize], place: &str) -> ModelError {
+    ModelError::MissingTensor {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        place: place.to_owned(),
+    }
+}
+
+/// Refuses a tensor whose shape is not the one expected.
+pub(crate) fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ModelError::Shape {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn a_tensor_in_memory_is_given_only_under_its_name_and_shape() {
+        let tensor = Tensor::arange(0f32, 6f32, &Device::Cpu)
+            .unwrap()
+            .reshape((2, 3))
+            .unwrap();
+        let transposed = tensor.t().unwrap();
+        let weights = MapWeights(BTreeMap::from([
+            ("norm.weight".to_owned(), tensor),
+            ("head.weight".to_owned(), transposed),
+        ]));
+        assert_eq!(weights.names(), ["head.weight", "norm.weight"]);
+        assert!(weights.contains("norm.weight") && !weights.contains("norm"));
+
+        let loaded = weights.load("head.weight", &[3, 2]).unwrap();
+        assert!(loaded.is_contiguous());
+        assert_eq!(loaded.dtype(), DType::F32);
+        assert_eq!(
+            loaded.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            [0., 3., 1., 4., 2., 5.]
+        );
+
+        let wrong = weights
+            .load("norm.weight", &[3, 2])
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            wrong,
+            "tensor `norm.weight` has shape [2, 3], expected [3, 2]"
+        );
+        let none = weights
+            .load("lm_head.weight", &[7])
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            none,
+            "tensor `lm_head.weight` is missing: expected shape [7] in memory"
+        );
+    }
+}
