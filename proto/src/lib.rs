@@ -2,6 +2,17 @@
 //!
 //! - [`v1`]: messages, clients and servers, generated at build time.
 //! - [`FILE_DESCRIPTOR_SET`]: for gRPC server reflection.
+//! - [`version`]: what a policy version's digest is, and how a person reads it.
+//! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, the token.
+//! - [`auth`]: the server's side of the token.
+//! - [`backoff`]: how long to wait before dialling again (pure).
+//! - [`adapters`]: adapters by content over the wire: chunked, bounded, resumable, verified.
+
+pub mod adapters;
+pub mod auth;
+pub mod backoff;
+pub mod client;
+pub mod version;
 
 /// Generated from `proto/tina/v1/*.proto`; the field docs stand there.
 pub mod v1 {
@@ -10,4 +21,5 @@ pub mod v1 {
 }
 
 /// The encoded `FileDescriptorSet` of package `tina.v1`.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tina_descriptor.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/tina_descriptor.bin"));

@@ -1,0 +1,445 @@
+//! Adapters by content: how their bytes get from one process to another.
+//!
+//! [`AdapterTransport`] is what workers and learners see. [`GrpcTransport`] is the way that works
+//! everywhere: chunks over the service `Adapters`, bounded before anything is allocated, resumed
+//! from the bytes that arrived when a stream breaks, and believed only once the SHA-256 agrees.
+//! The server's half is [`chunks`] (Fetch) and [`Inbox`] (Publish).
+
+mod inbox;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, Stream, future::BoxFuture, stream};
+use tokio::time::timeout;
+use tonic::{Code, Request, Status, transport::Channel};
+use tracing::debug;
+
+use crate::{
+    backoff::{Backoff, BackoffOptions},
+    client::{
+        AuthChannel, AuthInterceptor, CALL_DEADLINE, CHUNK_DEADLINE, STREAM_OPEN_DEADLINE,
+        adapters_client,
+    },
+    v1::{AdapterChunk, AdapterRequest, PolicyVersion, adapters_client::AdaptersClient},
+    version::{BadDigest, hex, sha256},
+};
+
+pub use inbox::{Inbox, Publication};
+
+/// Bytes of adapter in one message.
+pub const CHUNK_BYTES: usize = 512 << 10;
+/// The largest adapter that is taken: rank 128 on all seven projections of a 7B model, twice over.
+pub const MAX_ADAPTER_BYTES: u64 = 4 << 30;
+/// Attempts in a row that may bring not one byte before a transfer is given up.
+const FRUITLESS_ATTEMPTS: u32 = 6;
+
+/// Why an adapter did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The version's name is no name.
+    #[error(transparent)]
+    BadDigest(#[from] BadDigest),
+    /// The content is not what its name says.
+    #[error("adapter {version}: its bytes have SHA-256 {found}; the sender holds another adapter")]
+    WrongContent {
+        /// The version asked for.
+        version: String,
+        /// Hex digest of what arrived.
+        found: String,
+    },
+    /// A chunk that doesn't fit what came before it.
+    #[error("adapter {version}: {problem}")]
+    BadChunk {
+        /// The version asked for.
+        version: String,
+        /// What is wrong with the chunk.
+        problem: String,
+    },
+    /// The other side says no, and would say so again.
+    #[error("adapter {version}: refused: {status}")]
+    Refused {
+        /// The version asked for.
+        version: String,
+        /// What the server says.
+        status: Box<Status>,
+    },
+    /// Attempt after attempt without a byte.
+    #[error("adapter {version}: gave up after {attempts} attempts at {held} bytes: {last}")]
+    GaveUp {
+        /// The version asked for.
+        version: String,
+        /// Attempts since the last byte that arrived.
+        attempts: u32,
+        /// Bytes that had arrived.
+        held: u64,
+        /// What ended the last attempt.
+        last: String,
+    },
+}
+
+/// Moves adapters between processes, whatever lies between them.
+pub trait AdapterTransport: Send + Sync {
+    /// The adapter's bytes, verified against the version's digest.
+    fn fetch<'a>(
+        &'a self,
+        version: &'a PolicyVersion,
+    ) -> BoxFuture<'a, Result<Vec<u8>, TransportError>>;
+
+    /// Hands the adapter to the other side; returns when it holds and has verified all of it.
+    fn publish<'a>(
+        &'a self,
+        version: &'a PolicyVersion,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<(), TransportError>>;
+}
+
+/// Chunks over the service `Adapters`.
+#[derive(Clone, Debug)]
+pub struct GrpcTransport {
+    client: AdaptersClient<AuthChannel>,
+    limit: u64,
+    backoff: BackoffOptions,
+}
+
+/// How one attempt ended short of the whole.
+enum Broken {
+    /// Worth another attempt.
+    Passing(String),
+    Final(TransportError),
+}
+
+impl Broken {
+    fn from_status(version: &PolicyVersion, status: Status) -> Self {
+        match status.code() {
+            Code::NotFound
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::FailedPrecondition
+            | Code::DataLoss
+            | Code::Unimplemented => Self::Final(TransportError::Refused {
+                version: version.short().to_string(),
+                status: Box::new(status),
+            }),
+            _ => Self::Passing(status.to_string()),
+        }
+    }
+
+    fn silent(what: &str, deadline: Duration) -> Self {
+        Self::Passing(format!("no {what} within {} s", deadline.as_secs()))
+    }
+}
+
+/// Counts attempts that brought nothing, and waits between them.
+struct Attempts {
+    backoff: Backoff,
+    fruitless: u32,
+    best: u64,
+}
+
+impl Attempts {
+    fn new(options: BackoffOptions, version: &PolicyVersion) -> Self {
+        let backoff = Backoff::new(options, Backoff::seed_for(&version.digest_hex()));
+        Self {
+            backoff,
+            fruitless: 0,
+            best: 0,
+        }
+    }
+
+    async fn after(
+        &mut self,
+        version: &PolicyVersion,
+        held: u64,
+        last: String,
+    ) -> Result<(), TransportError> {
+        if held > self.best {
+            self.best = held;
+            self.fruitless = 0;
+            self.backoff.reset();
+        }
+        self.fruitless += 1;
+        let version = version.short().to_string();
+        if self.fruitless >= FRUITLESS_ATTEMPTS {
+            return Err(TransportError::GaveUp {
+                version,
+                attempts: self.fruitless,
+                held,
+                last,
+            });
+        }
+        debug!(%version, held, %last, "adapter transfer broke; trying again");
+        tokio::time::sleep(self.backoff.next_wait()).await;
+        Ok(())
+    }
+}
+
+impl GrpcTransport {
+    /// Over this channel, with [`MAX_ADAPTER_BYTES`] as the limit.
+    pub fn new(channel: Channel, auth: AuthInterceptor) -> Self {
+        Self {
+            client: adapters_client(channel, auth),
+            limit: MAX_ADAPTER_BYTES,
+            backoff: BackoffOptions::default(),
+        }
+    }
+
+    /// Refuses adapters above this many bytes, before anything is allocated for them.
+    #[must_use]
+    pub fn with_limit(self, bytes: u64) -> Self {
+        Self {
+            limit: bytes,
+            ..self
+        }
+    }
+
+    /// How to wait between attempts.
+    #[must_use]
+    pub fn with_backoff(self, backoff: BackoffOptions) -> Self {
+        Self { backoff, ..self }
+    }
+
+    async fn fetch_once(&self, assembly: &mut Assembly) -> Result<(), Broken> {
+        let version = assembly.version.clone();
+        let request = AdapterRequest {
+            digest: version.digest.clone(),
+            offset: assembly.held(),
+        };
+        let mut client = self.client.clone();
+        let mut chunks = timeout(STREAM_OPEN_DEADLINE, client.fetch(request))
+            .await
+            .map_err(|_| Broken::silent("answer", STREAM_OPEN_DEADLINE))?
+            .map_err(|status| Broken::from_status(&version, status))?
+            .into_inner();
+        while !assembly.is_complete() {
+            let chunk = timeout(CHUNK_DEADLINE, chunks.message())
+                .await
+                .map_err(|_| Broken::silent("chunk", CHUNK_DEADLINE))?
+                .map_err(|status| Broken::from_status(&version, status))?
+                .ok_or_else(|| Broken::Passing("the stream ended early".to_owned()))?;
+            assembly.push(chunk).map_err(Broken::Final)?;
+        }
+        Ok(())
+    }
+
+    /// Sends from what the server holds on; returns what it holds then.
+    async fn publish_once(
+        &self,
+        version: &PolicyVersion,
+        bytes: &Arc<[u8]>,
+    ) -> Result<u64, Broken> {
+        let total = bytes.len() as u64;
+        let question = AdapterChunk {
+            version: Some(version.clone()),
+            offset: 0,
+            total,
+            data: Vec::new(),
+        };
+        let held = self
+            .send(version, stream::iter([question]), CALL_DEADLINE)
+            .await?;
+        if held >= total {
+            return Ok(held);
+        }
+        let rest = chunk_iter(version.clone(), Arc::clone(bytes), held);
+        // A line of one MiB a second is the slowest that is waited for.
+        let deadline = CHUNK_DEADLINE + Duration::from_secs((total - held) >> 20);
+        self.send(version, stream::iter(rest), deadline).await
+    }
+
+    async fn send(
+        &self,
+        version: &PolicyVersion,
+        chunks: impl Stream<Item = AdapterChunk> + Send + 'static,
+        deadline: Duration,
+    ) -> Result<u64, Broken> {
+        let mut client = self.client.clone();
+        let reply = timeout(deadline, client.publish(Request::new(chunks)))
+            .await
+            .map_err(|_| Broken::silent("reply", deadline))?
+            .map_err(|status| Broken::from_status(version, status))?;
+        Ok(reply.into_inner().held)
+    }
+}
+
+impl AdapterTransport for GrpcTransport {
+    fn fetch<'a>(
+        &'a self,
+        version: &'a PolicyVersion,
+    ) -> BoxFuture<'a, Result<Vec<u8>, TransportError>> {
+        async move {
+            let mut assembly = Assembly::new(version.clone(), self.limit)?;
+            let mut attempts = Attempts::new(self.backoff, version);
+            loop {
+                match self.fetch_once(&mut assembly).await {
+                    Ok(()) => return assembly.finish(),
+                    Err(Broken::Final(error)) => return Err(error),
+                    Err(Broken::Passing(why)) => {
+                        attempts.after(version, assembly.held(), why).await?;
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn publish<'a>(
+        &'a self,
+        version: &'a PolicyVersion,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<(), TransportError>> {
+        async move {
+            let digest = version.checked_digest()?;
+            let found = sha256(bytes);
+            if found != digest {
+                return Err(wrong_content(version, &found));
+            }
+            let shared: Arc<[u8]> = bytes.into();
+            let mut attempts = Attempts::new(self.backoff, version);
+            let mut held = 0;
+            loop {
+                match self.publish_once(version, &shared).await {
+                    Ok(now) if now >= shared.len() as u64 => return Ok(()),
+                    Ok(now) => {
+                        held = now;
+                        let why = format!("the server holds {now} of {} bytes", shared.len());
+                        attempts.after(version, held, why).await?;
+                    }
+                    Err(Broken::Final(error)) => return Err(error),
+                    Err(Broken::Passing(why)) => attempts.after(version, held, why).await?,
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The server's answer to Fetch: the adapter's chunks from `offset` on, or why there is none.
+pub fn chunks(
+    version: PolicyVersion,
+    bytes: Arc<[u8]>,
+    offset: u64,
+) -> Result<impl Stream<Item = Result<AdapterChunk, Status>> + Send + 'static, Status> {
+    let total = bytes.len() as u64;
+    if offset > total {
+        return Err(Status::out_of_range(format!(
+            "adapter {}: offset {offset} lies beyond its {total} bytes",
+            version.short()
+        )));
+    }
+    Ok(stream::iter(chunk_iter(version, bytes, offset).map(Ok)))
+}
+
+/// The first chunk carries the version; all carry offset and total.
+fn chunk_iter(
+    version: PolicyVersion,
+    bytes: Arc<[u8]>,
+    offset: u64,
+) -> impl Iterator<Item = AdapterChunk> + Send + 'static {
+    let total = bytes.len();
+    let start = usize::try_from(offset).unwrap_or(total).min(total);
+    let mut version = Some(version);
+    (start..total)
+        .step_by(CHUNK_BYTES)
+        .map(move |from| AdapterChunk {
+            version: version.take(),
+            offset: from as u64,
+            total: total as u64,
+            data: bytes[from..total.min(from + CHUNK_BYTES)].to_vec(),
+        })
+}
+
+fn wrong_content(version: &PolicyVersion, found: &[u8]) -> TransportError {
+    TransportError::WrongContent {
+        version: version.short().to_string(),
+        found: hex(found),
+    }
+}
+
+/// The bytes of one adapter as they arrive, in order; memory grows with what came, never beyond
+/// the limit.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    version: PolicyVersion,
+    limit: u64,
+    total: Option<u64>,
+    bytes: Vec<u8>,
+}
+
+impl Assembly {
+    pub(crate) fn new(version: PolicyVersion, limit: u64) -> Result<Self, BadDigest> {
+        version.checked_digest()?;
+        Ok(Self {
+            version,
+            limit,
+            total: None,
+            bytes: Vec::new(),
+        })
+    }
+
+    pub(crate) fn version(&self) -> &PolicyVersion {
+        &self.version
+    }
+
+    pub(crate) fn held(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.total == Some(self.held())
+    }
+
+    pub(crate) fn push(&mut self, chunk: AdapterChunk) -> Result<(), TransportError> {
+        let bad = |problem: String| TransportError::BadChunk {
+            version: self.version.short().to_string(),
+            problem,
+        };
+        if chunk
+            .version
+            .as_ref()
+            .is_some_and(|version| version.digest != self.version.digest)
+        {
+            return Err(bad("a chunk of another version came".to_owned()));
+        }
+        let total = self.total.unwrap_or(chunk.total);
+        if chunk.total != total {
+            return Err(bad(format!(
+                "its size was {total} and is now {}",
+                chunk.total
+            )));
+        }
+        if total == 0 || total > self.limit {
+            return Err(bad(format!(
+                "its size is {total} bytes; 1 to {} are taken",
+                self.limit
+            )));
+        }
+        if chunk.offset != self.held() {
+            return Err(bad(format!(
+                "a chunk came at offset {}, where {} was next",
+                chunk.offset,
+                self.held()
+            )));
+        }
+        if chunk.data.len() as u64 > total - self.held() {
+            return Err(bad(format!("more than its {total} bytes came")));
+        }
+        self.total = Some(total);
+        self.bytes.extend_from_slice(&chunk.data);
+        Ok(())
+    }
+
+    /// The bytes, if they are what the version's name says.
+    pub(crate) fn finish(self) -> Result<Vec<u8>, TransportError> {
+        let found = sha256(&self.bytes);
+        if found[..] == self.version.digest[..] {
+            Ok(self.bytes)
+        } else {
+            Err(wrong_content(&self.version, &found))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
