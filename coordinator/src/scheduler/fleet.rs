@@ -1,0 +1,534 @@
+//! The workers: what they hold, what they are handed, what they bring.
+
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc, time::Duration};
+
+use tina_proto::v1;
+
+use super::{
+    Scheduler,
+    round::State,
+    types::{Command, MAX_SAMPLE_FAILURES, RoundId, SampleId, Session, Version, single_version},
+};
+
+/// Failed loads of one adapter after which a worker is left out until the next.
+const MAX_LOAD_FAILURES: u32 = 3;
+
+/// Pause before a failed load is asked for again.
+const LOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// Lost workers that status remembers.
+const LOST_KEPT: usize = 64;
+
+/// A worker whose stream is open.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) session: Session,
+    pub(super) id: Arc<str>,
+    pub(super) hello: v1::WorkerHello,
+    pub(super) slots: u32,
+    /// The model it loaded; `None` while it loads.
+    pub(super) model_digest: Option<String>,
+    /// Why it gets no work, for as long as this stream lives.
+    pub(super) refused: Option<String>,
+    /// What it acknowledged last.
+    pub(super) loaded: Option<Version>,
+    /// When it was told to load the policy version.
+    asked: Option<Duration>,
+    load_failures: u32,
+    pub(super) load_error: Option<String>,
+    pub(super) in_flight: BTreeSet<SampleId>,
+    pub(super) last_seen: Duration,
+    pub(super) heartbeat: v1::WorkerHeartbeat,
+    pub(super) probe_diff: f32,
+}
+
+/// A worker whose stream closed.
+#[derive(Debug)]
+pub(super) struct LostWorker {
+    pub(super) hello: v1::WorkerHello,
+    pub(super) last_seen: Duration,
+    pub(super) reason: String,
+    pub(super) tokens_total: u64,
+}
+
+impl Worker {
+    /// True when its model is loaded and nothing speaks against it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.model_digest.is_some() && self.refused.is_none()
+    }
+
+    /// True when it failed to load the policy version too often.
+    pub(super) fn gave_up_loading(&self) -> bool {
+        self.load_failures >= MAX_LOAD_FAILURES
+    }
+
+    pub(super) fn new_policy(&mut self) {
+        self.asked = None;
+        self.load_failures = 0;
+        self.load_error = None;
+    }
+
+    fn free(&self) -> u32 {
+        self.slots.saturating_sub(self.in_flight.len() as u32)
+    }
+}
+
+impl Scheduler {
+    pub(super) fn worker_hello(
+        &mut self,
+        session: Session,
+        hello: v1::WorkerHello,
+        out: &mut Vec<Command>,
+    ) {
+        let same = self
+            .workers
+            .values()
+            .find(|w| *w.id == *hello.worker_id)
+            .map(|w| w.session);
+        if let Some(old) = same {
+            let reason = "the same worker dialled in anew".to_owned();
+            out.push(Command::CloseWorker {
+                session: old,
+                reason: reason.clone(),
+            });
+            self.worker_lost(old, &reason);
+        }
+        self.lost.remove(hello.worker_id.as_str());
+        let worker = Worker {
+            session,
+            id: hello.worker_id.as_str().into(),
+            slots: 0,
+            hello,
+            model_digest: None,
+            refused: None,
+            loaded: None,
+            asked: None,
+            load_failures: 0,
+            load_error: None,
+            in_flight: BTreeSet::new(),
+            last_seen: self.now,
+            heartbeat: v1::WorkerHeartbeat::default(),
+            probe_diff: 0.0,
+        };
+        self.workers.insert(session, worker);
+    }
+
+    fn worker(&mut self, session: Session) -> Option<&mut Worker> {
+        let now = self.now;
+        let worker = self.workers.get_mut(&session)?;
+        worker.last_seen = now;
+        Some(worker)
+    }
+
+    pub(super) fn worker_ready(
+        &mut self,
+        session: Session,
+        ready: &v1::WorkerReady,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(worker) = self.worker(session) else {
+            return;
+        };
+        worker.slots = ready.slots;
+        worker.model_digest = Some(ready.model_digest.clone());
+        if ready.slots == 0 {
+            worker.refused = Some("it offers no slots".into());
+        }
+        self.check_models();
+        if let Some(worker) = self.workers.get(&session)
+            && let Some(reason) = &worker.refused
+        {
+            out.push(Command::Warn(format!(
+                "worker {} is refused: {reason}",
+                worker.id
+            )));
+        }
+    }
+
+    /// Refuses workers whose model isn't the learner's.
+    pub(super) fn check_models(&mut self) {
+        let Some(expected) = &self.model_digest else {
+            return;
+        };
+        for worker in self.workers.values_mut() {
+            if let Some(digest) = worker
+                .model_digest
+                .as_ref()
+                .filter(|digest| *digest != expected)
+            {
+                worker.refused = Some(format!(
+                    "its model's digest is {digest}, the learner's {expected}: the model's files \
+                     differ between the machines"
+                ));
+            }
+        }
+    }
+
+    pub(super) fn worker_heartbeat(&mut self, session: Session, beat: v1::WorkerHeartbeat) {
+        if let Some(worker) = self.worker(session) {
+            worker.heartbeat = beat;
+        }
+    }
+
+    /// The stream closed: what it had in flight is dispatched again.
+    pub(super) fn worker_lost(&mut self, session: Session, reason: &str) {
+        let Some(worker) = self.workers.remove(&session) else {
+            return;
+        };
+        if let Some(round) = &mut self.round {
+            for id in worker.in_flight {
+                round.put_back(id);
+            }
+        }
+        let lost = LostWorker {
+            hello: worker.hello,
+            last_seen: worker.last_seen,
+            reason: reason.to_owned(),
+            tokens_total: worker.heartbeat.tokens_total,
+        };
+        self.lost.insert(worker.id, lost);
+        if self.lost.len() > LOST_KEPT
+            && let Some(oldest) = self
+                .lost
+                .iter()
+                .min_by_key(|(_, l)| l.last_seen)
+                .map(|(id, _)| id.clone())
+        {
+            self.lost.remove(&oldest);
+        }
+    }
+
+    /// Tells every worker that hasn't the policy version to load it.
+    pub(super) fn request_loads(&mut self, out: &mut Vec<Command>) {
+        let Some(policy) = &self.policy else { return };
+        for worker in self.workers.values_mut() {
+            if !worker.is_usable() || worker.loaded == Some(policy.version) {
+                continue;
+            }
+            let patience = if worker.load_error.is_some() && !worker.gave_up_loading() {
+                LOAD_RETRY
+            } else {
+                self.plan.sync_deadline
+            };
+            if worker
+                .asked
+                .is_none_or(|asked| self.now >= asked + patience)
+            {
+                worker.asked = Some(self.now);
+                let (session, version) = (worker.session, policy.version);
+                out.push(Command::LoadAdapter { session, version });
+            }
+        }
+    }
+
+    pub(super) fn adapter_loaded(
+        &mut self,
+        session: Session,
+        loaded: &v1::AdapterLoaded,
+        out: &mut Vec<Command>,
+    ) {
+        let version = loaded.version.as_ref().and_then(Version::from_wire);
+        let tolerance = self.plan.probe_tolerance;
+        let policy = self.policy.clone();
+        let Some(worker) = self.worker(session) else {
+            return;
+        };
+        let Some(policy) = policy.filter(|policy| Some(policy.version) == version) else {
+            return; // of a version that is no longer asked for
+        };
+        if !loaded.error.is_empty() {
+            worker.load_failures += 1;
+            worker.load_error = Some(loaded.error.clone());
+            out.push(Command::Warn(format!(
+                "worker {} could not load the adapter {}: {}",
+                worker.id, policy.version, loaded.error
+            )));
+            return;
+        }
+        let numerics = worker
+            .hello
+            .device
+            .as_ref()
+            .map_or("", |device| device.numerics.as_str());
+        let exact = numerics == policy.numerics && numerics.starts_with("cpu");
+        match probe_difference(&policy.probe, &loaded.probe_logprobs) {
+            Some(diff) if diff <= if exact { 0.0 } else { tolerance } => {
+                worker.probe_diff = diff;
+                worker.loaded = version;
+                worker.load_error = None;
+            }
+            diff => {
+                let diff = diff.map_or("not comparable".into(), |diff| format!("off by {diff:e}"));
+                let reason = format!(
+                    "under the adapter {} its log-probs of the probe are {diff} against the \
+                     learner's (arithmetic {numerics} and {})",
+                    policy.version, policy.numerics
+                );
+                out.push(Command::Warn(format!(
+                    "worker {} is refused: {reason}",
+                    worker.id
+                )));
+                worker.refused = Some(reason);
+                worker.loaded = None;
+            }
+        }
+    }
+
+    pub(super) fn completion(
+        &mut self,
+        session: Session,
+        completion: v1::Completion,
+        out: &mut Vec<Command>,
+    ) {
+        let id = SampleId {
+            group: completion.group_id,
+            index: completion.sample_index,
+        };
+        let (round_id, _) = RoundId::of_group(id.group);
+        let Some(worker) = self.worker(session) else {
+            return;
+        };
+        let asked_here = worker.in_flight.remove(&id);
+        let name = worker.id.clone();
+        let version = single_version(&completion);
+        let cancel = Command::Cancel {
+            session,
+            group: id.group,
+            indices: vec![id.index],
+        };
+        let Some(round) = self.round.as_mut().filter(|round| round.id == round_id) else {
+            if self.is_recorded(round_id) {
+                out.push(Command::Ack {
+                    session,
+                    sample: id,
+                });
+            } else if self.policy.is_none() && self.early.len() < self.early_limit() {
+                self.early.push((session, completion));
+            } else {
+                out.push(cancel);
+            }
+            return;
+        };
+        match round.state(id) {
+            None => out.push(cancel),
+            Some(State::Done(_)) => out.push(Command::Ack {
+                session,
+                sample: id,
+            }),
+            Some(State::Arrived) if version == Some(round.version) => round.wait_for(id, session),
+            Some(State::Arrived) => out.push(cancel),
+            Some(State::Pending | State::InFlight(_)) if version != Some(round.version) => {
+                let wanted = round.version;
+                out.push(cancel);
+                if asked_here {
+                    let found = version.map_or("several versions".into(), |v| v.to_string());
+                    let error = format!("sampled under {found} instead of {wanted}");
+                    self.note_failure(id, &name, &error, out);
+                }
+            }
+            Some(State::Pending) => self.take(id, session, name, completion, out),
+            Some(&State::InFlight(other)) => {
+                if other != session {
+                    if let Some(worker) = self.workers.get_mut(&other) {
+                        worker.in_flight.remove(&id);
+                    }
+                    let (group, indices) = (id.group, vec![id.index]);
+                    out.push(Command::Cancel {
+                        session: other,
+                        group,
+                        indices,
+                    });
+                }
+                self.take(id, session, name, completion, out);
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        id: SampleId,
+        session: Session,
+        worker: Arc<str>,
+        completion: v1::Completion,
+        out: &mut Vec<Command>,
+    ) {
+        if let Some(round) = &mut self.round {
+            round.arrive(id, session, self.now);
+            out.push(Command::Score { worker, completion });
+        }
+    }
+
+    /// Completions that may wait for the first round: one of each sample of the largest.
+    fn early_limit(&self) -> usize {
+        let plan = &self.plan;
+        (plan.groups_per_step as usize * plan.samples_per_group as usize)
+            .max(plan.eval_problems as usize)
+    }
+
+    pub(super) fn sample_failed(
+        &mut self,
+        session: Session,
+        failed: &v1::SampleFailed,
+        out: &mut Vec<Command>,
+    ) {
+        for &index in &failed.sample_indices {
+            let id = SampleId {
+                group: failed.group_id,
+                index,
+            };
+            let Some(worker) = self.worker(session) else {
+                return;
+            };
+            let name = worker.id.clone();
+            if worker.in_flight.remove(&id) {
+                self.note_failure(id, &name, &failed.error, out);
+            }
+        }
+    }
+
+    /// A sample that a worker had in flight came to nothing: another tries, or the run ends.
+    fn note_failure(
+        &mut self,
+        id: SampleId,
+        worker: &Arc<str>,
+        error: &str,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(round) = &mut self.round else { return };
+        let (round_id, group) = (round.id, RoundId::of_group(id.group).1);
+        let failures = round.fail(id, worker.clone(), error.to_owned());
+        let sample = format!("sample {} of group {group} ({round_id:?})", id.index);
+        if failures.len() >= MAX_SAMPLE_FAILURES {
+            let reasons: Vec<String> = failures
+                .iter()
+                .map(|(who, why)| format!("worker {who}: {why}"))
+                .collect();
+            let reason = format!(
+                "{sample} failed {} times: {}",
+                failures.len(),
+                reasons.join("; ")
+            );
+            return self.fail(reason, out);
+        }
+        round.put_back(id);
+        out.push(Command::Warn(format!(
+            "{sample} failed at worker {worker}: {error}"
+        )));
+    }
+
+    pub(super) fn cancel_all(&mut self, session: Session, out: &mut Vec<Command>) {
+        let Some(worker) = self.workers.get_mut(&session) else {
+            return;
+        };
+        let mut samples = std::mem::take(&mut worker.in_flight).into_iter().peekable();
+        while let Some(first) = samples.next() {
+            let mut indices = vec![first.index];
+            while let Some(next) = samples.next_if(|next| next.group == first.group) {
+                indices.push(next.index);
+            }
+            out.push(Command::Cancel {
+                session,
+                group: first.group,
+                indices,
+            });
+        }
+    }
+
+    /// Hands out samples to free slots: group by group in order, a group to the worker that has it
+    /// already (its prompt is computed there) or else to the one with the most free slots; what
+    /// doesn't fit there goes to the next. A worker that failed at a sample gets it again only
+    /// when all others failed too.
+    pub(super) fn dispatch(&mut self, out: &mut Vec<Command>) {
+        let Some(round) = &mut self.round else { return };
+        if !round.has_pending() {
+            return;
+        }
+        let version = round.version;
+        let ready: Vec<&Worker> = self
+            .workers
+            .values()
+            .filter(|worker| worker.is_usable() && worker.loaded == Some(version))
+            .collect();
+        let mut free: Vec<(&Worker, u32)> = ready
+            .iter()
+            .map(|worker| (*worker, worker.free()))
+            .filter(|w| w.1 > 0)
+            .collect();
+        let mut sent: Vec<(Session, SampleId)> = Vec::new();
+        let mut from = 0;
+        while !free.is_empty() {
+            let Some((group, indices)) = round.next_pending(from) else {
+                break;
+            };
+            let group_id = round.id.group(group);
+            let may = |worker: &Worker, index: u32| {
+                !round.failed_at(group, index, &worker.id)
+                    || ready
+                        .iter()
+                        .all(|other| round.failed_at(group, index, &other.id))
+            };
+            let choice = free
+                .iter()
+                .enumerate()
+                .filter(|(_, (worker, _))| indices.iter().any(|&index| may(worker, index)))
+                .max_by_key(|(_, (worker, slots))| {
+                    let range = SampleId {
+                        group: group_id,
+                        index: 0,
+                    }..=SampleId {
+                        group: group_id,
+                        index: u32::MAX,
+                    };
+                    let has_it = worker.in_flight.range(range).next().is_some();
+                    (has_it, *slots, Reverse(worker.session))
+                })
+                .map(|(place, _)| place);
+            let Some(place) = choice else {
+                from = group + 1;
+                continue;
+            };
+            let (worker, slots) = free[place];
+            let taken: Vec<u32> = indices
+                .into_iter()
+                .filter(|&index| may(worker, index))
+                .take(slots as usize)
+                .collect();
+            let session = worker.session;
+            for &index in &taken {
+                let id = SampleId {
+                    group: group_id,
+                    index,
+                };
+                round.send(id, session);
+                sent.push((session, id));
+            }
+            free[place].1 -= taken.len() as u32;
+            free.retain(|(_, slots)| *slots > 0);
+            out.push(Command::Sample {
+                session,
+                group: group_id,
+                indices: taken,
+                version,
+            });
+        }
+        for (session, id) in sent {
+            if let Some(worker) = self.workers.get_mut(&session) {
+                worker.in_flight.insert(id);
+            }
+        }
+    }
+}
+
+/// The largest difference between two rows of log-probs; `None` when they can't be compared.
+fn probe_difference(learner: &[f32], worker: &[f32]) -> Option<f32> {
+    if learner.len() != worker.len() || learner.iter().chain(worker).any(|x| !x.is_finite()) {
+        return None;
+    }
+    Some(
+        learner
+            .iter()
+            .zip(worker)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max),
+    )
+}
