@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{RunConfig, schema::Reader, sections::LORA_MODULES};
+use crate::data::{PromptTemplate, arithmetic};
 
 /// Environment variable with the shared token, where `cluster.token_file` is unset.
 pub const TOKEN_VARIABLE: &str = "TINA_TOKEN";
@@ -59,6 +60,13 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         !config.data.source.is_empty(),
         "must not be empty",
     );
+    if let Err(message) = PromptTemplate::parse(&config.data.prompt_template) {
+        check("data.prompt_template", false, &message);
+    }
+    if let Some(task) = config.data.source.strip_prefix("arithmetic:") {
+        let message = format!("no task {task:?}; built in are {}", arithmetic::TASKS.join(", "));
+        check("data.source", arithmetic::TASKS.contains(&task), &message);
+    }
 
     check(
         "sampling.temperature",

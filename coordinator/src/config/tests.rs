@@ -208,6 +208,8 @@ fn single_values_out_of_range_are_refused() {
         "lora.dropout=1",
         "lora.target_modules=['qproj']",
         "lora.target_modules=['q_proj','q_proj']",
+        "data.source=arithmetic:addmax",
+        "data.prompt_template={question",
         "sampling.top_p=0",
         "sampling.max_tokens=0",
         "sampling.stop=['']",
