@@ -1,9 +1,33 @@
 //! The policy: architecture, weights, tokenizer, chat template, LoRA, kernels.
 
+mod chat;
 mod config;
+mod decoder;
+mod distribution;
+mod dropout;
 mod error;
+pub mod kernels;
+mod kv;
+mod lora;
+mod ops;
+mod packed_rows;
+mod random;
+mod tape;
+mod source;
+mod tokenizer;
+mod vocabulary;
 mod weights;
 
+pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{Architecture, ModelConfig, RopeScaling, stop_token_ids};
+pub use decoder::{Decoder, Dtype, LoadOptions, parse_device};
+pub use distribution::{Distribution, Sampled, Scratch, TokenLogProb};
+pub use dropout::Dropout;
 pub use error::{ModelError, Result};
+pub use kv::{KvCache, PromptKv};
+pub use lora::{Adapter, LoraConfig, LoraModule, adapter_digest};
+pub use packed_rows::{PackedRows, Target};
+pub use tape::{ForwardOptions, Keep, Tape};
+pub use source::{Model, ModelSource, TextModel, open, open_text};
+pub use tokenizer::Tokenizer;
 pub use weights::{MapWeights, Weights};

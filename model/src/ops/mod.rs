@@ -1,0 +1,48 @@
+//! The policy's operations on tensors, each with its gradient.
+//!
+//! On a CPU an operation is one fused kernel of [`crate::kernels`], wrapped as a candle custom op
+//! whose backward pass is a kernel too; on any other device it is composed of candle's own
+//! operations, which bring their gradients along.
+//!
+//! - [`linear`]: a frozen matrix, its bias, and LoRA behind it
+//! - [`attention`]: causal attention over packed rows
+//! - [`rows`]: RMSNorm, rotary embedding, SiLU·up
+
+pub(crate) mod attention;
+pub(crate) mod linear;
+pub(crate) mod rows;
+
+use candle_core::{CpuStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
+
+/// The f32 values of a contiguous CPU tensor, as a custom op is given it.
+fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        (CpuStorage::F32(_), None) => Err(Error::Msg("a fused op needs a contiguous tensor".into())),
+        _ => Err(Error::Msg("a fused op on the CPU needs f32".into())),
+    }
+}
+
+/// Runs `f` on the f32 values of CPU tensors, without copying contiguous ones.
+pub(crate) fn with_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let tensors = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cpu(storage) => slices.push(f32_slice(storage, layout)?),
+            _ => return Err(Error::Msg("a fused op on the CPU was given another device".into())),
+        }
+    }
+    Ok(f(&slices))
+}
+
+/// A CPU tensor from values.
+pub(crate) fn cpu_tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
+}
+
+/// The type that norms, rotations, softmax and LoRA are computed in beside weights of `dtype`.
+pub(crate) fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
