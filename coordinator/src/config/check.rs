@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{RunConfig, schema::Reader, sections::LORA_MODULES};
-use crate::data::{PromptTemplate, arithmetic};
+use tina_model::{LoraModule, ModelSource};
+use tina_proto::auth::TOKEN_VARIABLE;
 
-/// Environment variable with the shared token, where `cluster.token_file` is unset.
-pub const TOKEN_VARIABLE: &str = "TINA_TOKEN";
+use super::{RunConfig, schema::Reader};
+use crate::data::{PromptTemplate, arithmetic};
 
 /// Complains to the reader about everything impossible in `config`.
 pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
@@ -36,11 +36,9 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
     check("run.steps", config.run.steps >= 1, one_or_more);
     check("run.keep_last", config.run.keep_last >= 1, one_or_more);
-    check(
-        "model.source",
-        !config.model.source.is_empty(),
-        "must not be empty",
-    );
+    if let Err(error) = config.model.source.parse::<ModelSource>() {
+        check("model.source", false, &error.to_string());
+    }
 
     check(
         "lora.rank",
@@ -64,7 +62,10 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         check("data.prompt_template", false, &message);
     }
     if let Some(task) = config.data.source.strip_prefix("arithmetic:") {
-        let message = format!("no task {task:?}; built in are {}", arithmetic::TASKS.join(", "));
+        let message = format!(
+            "no task {task:?}; built in are {}",
+            arithmetic::TASKS.join(", ")
+        );
         check("data.source", arithmetic::TASKS.contains(&task), &message);
     }
 
@@ -227,14 +228,8 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
 fn check_modules(config: &RunConfig, reader: &mut Reader) {
     let modules = &config.lora.target_modules;
     for (at, module) in modules.iter().enumerate() {
-        if !LORA_MODULES.contains(&module.as_str()) {
-            reader.complain_at(
-                "lora.target_modules",
-                format!(
-                    "unknown module {module:?}; known are {}",
-                    LORA_MODULES.join(", ")
-                ),
-            );
+        if let Err(error) = module.parse::<LoraModule>() {
+            reader.complain_at("lora.target_modules", error.to_string());
         } else if modules[..at].contains(module) {
             reader.complain_at(
                 "lora.target_modules",

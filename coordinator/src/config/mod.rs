@@ -3,9 +3,11 @@
 //! - [`RunConfig`]: all sections; [`RunConfig::load`] reads a file and `--set` overrides.
 //! - `sections`: every key, its default and unit. `schema`: the machinery under them.
 //! - `tree`: what was written, and where. `check`: ranges and what must fit together.
+//! - `reference`: the documentation of all keys.
 //! - `wire`: the parts of a config that go to workers and learner.
 
 mod check;
+mod reference;
 mod schema;
 mod sections;
 #[cfg(test)]
@@ -24,6 +26,9 @@ pub use sections::{
     LoraSection, Loss, ModelSection, RewardKind, RewardSection, RolloutSection, RunSection,
     SamplingSection, WorkerSection,
 };
+
+use tina_model::ModelSource;
+use tina_proto::auth::{TokenError, read_token};
 
 use schema::{FromNode as _, Reader, Section as _};
 use tree::{Node, Place, Tree};
@@ -252,6 +257,14 @@ impl RunConfig {
         text
     }
 
+    /// The shared token, from `cluster.token_file` or the environment.
+    ///
+    /// # Errors
+    /// The file can't be read, or the token is malformed.
+    pub fn token(&self) -> Result<Option<String>, TokenError> {
+        read_token(self.cluster.token_file.as_deref().map(Path::new))
+    }
+
     /// The run's folder.
     pub fn run_dir(&self) -> PathBuf {
         Path::new(&self.run.dir).join(&self.run.name)
@@ -265,9 +278,8 @@ impl RunConfig {
         if !self.data.source.starts_with("arithmetic:") && !self.data.source.is_empty() {
             in_folder(&mut self.data.source);
         }
-        let source = &mut self.model.source;
-        if !source.starts_with("hf:") && !source.starts_with("wheel:") && !source.is_empty() {
-            in_folder(source);
+        if let Ok(ModelSource::Folder(_) | ModelSource::Gguf(_)) = self.model.source.parse() {
+            in_folder(&mut self.model.source);
         }
         let cluster = &mut self.cluster;
         let files = [

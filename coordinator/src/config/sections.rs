@@ -1,18 +1,9 @@
 //! Every section and key of the config, with its default and unit. This file is where a key is
 //! declared, and the only place: `docs/configuration.md` is made from it.
 
-use super::schema::{choices, section};
+use tina_model::LoraModule;
 
-/// Linear layers that can have an adapter, as PEFT names them.
-pub(super) const LORA_MODULES: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
+use super::schema::{choices, section};
 
 section! {
     /// What the run is called, how long it goes and what it keeps.
@@ -73,7 +64,7 @@ section! {
         rslora: bool = false;
         /// Linear layers that get an adapter.
         target_modules: Vec<String> =
-            LORA_MODULES.iter().map(ToString::to_string).collect();
+            LoraModule::ALL.iter().map(ToString::to_string).collect();
     }
 }
 
