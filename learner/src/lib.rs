@@ -2,5 +2,8 @@
 
 pub mod adamw;
 pub mod advantage;
+pub mod checkpoint;
 pub mod loss;
+pub mod micro_batch;
 pub mod schedule;
+pub mod seed;
