@@ -70,6 +70,11 @@ pub enum RopeScaling {
         /// The context that the model was first trained on.
         original_max_positions: usize,
     },
+    /// Each frequency divided by its own factor, as GGUF files store Llama 3's.
+    Factors {
+        /// One per frequency: `head_dim / 2`.
+        factors: Vec<f32>,
+    },
     /// YaRN (arXiv 2309.00071): a ramp over dimensions, and cosines and sines scaled.
     Yarn {
         /// How many times longer the context becomes.
@@ -134,19 +139,48 @@ impl ModelConfig {
 
     /// The number of weights, a tied output projection counted once.
     pub fn parameter_count(&self) -> u64 {
-        let [vocab, hidden, mlp] =
-            [self.vocab_size, self.hidden_size, self.intermediate_size].map(|n| n as u64);
-        let q = (self.heads * self.head_dim) as u64;
-        let kv = (self.kv_heads * self.head_dim) as u64;
-        let mut layer = 2 * hidden * q + 2 * hidden * kv + 3 * hidden * mlp + 2 * hidden;
-        if self.qkv_bias {
-            layer += q + 2 * kv;
+        let size = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
+        self.tensors().iter().map(|(_, shape)| size(shape)).sum()
+    }
+
+    /// Every weight's Hugging Face name and shape.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (hidden, mlp) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut tensors = vec![
+            (
+                "model.embed_tokens.weight".to_owned(),
+                vec![self.vocab_size, hidden],
+            ),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        if !self.tied_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
         }
-        if self.qk_norm {
-            layer += 2 * self.head_dim as u64;
+        for layer in 0..self.layers {
+            let mut add = |name: &str, shape: &[usize]| {
+                tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+            };
+            add("input_layernorm.weight", &[hidden]);
+            add("post_attention_layernorm.weight", &[hidden]);
+            add("self_attn.q_proj.weight", &[q, hidden]);
+            add("self_attn.k_proj.weight", &[kv, hidden]);
+            add("self_attn.v_proj.weight", &[kv, hidden]);
+            add("self_attn.o_proj.weight", &[hidden, q]);
+            add("mlp.gate_proj.weight", &[mlp, hidden]);
+            add("mlp.up_proj.weight", &[mlp, hidden]);
+            add("mlp.down_proj.weight", &[hidden, mlp]);
+            if self.qkv_bias {
+                add("self_attn.q_proj.bias", &[q]);
+                add("self_attn.k_proj.bias", &[kv]);
+                add("self_attn.v_proj.bias", &[kv]);
+            }
+            if self.qk_norm {
+                add("self_attn.q_norm.weight", &[self.head_dim]);
+                add("self_attn.k_norm.weight", &[self.head_dim]);
+            }
         }
-        let embeddings = vocab * hidden * if self.tied_embeddings { 1 } else { 2 };
-        embeddings + self.layers as u64 * layer + hidden
+        tensors
     }
 
     /// The rotary frequencies, `head_dim / 2` of them in radians per position, and the factor that
@@ -158,6 +192,14 @@ impl ModelConfig {
             .map(|i| 1.0 / self.rope_theta.powf(i as f32 / dim))
             .collect::<Vec<_>>();
         match self.rope_scaling {
+            RopeScaling::Factors { ref factors } => (
+                plain
+                    .iter()
+                    .zip(factors)
+                    .map(|(frequency, f)| frequency / f)
+                    .collect(),
+                1.0,
+            ),
             RopeScaling::None => (plain, 1.0),
             RopeScaling::Linear { factor } => (plain.iter().map(|f| f / factor).collect(), 1.0),
             RopeScaling::Llama3 {

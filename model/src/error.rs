@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The result of everything in this crate.
-pub type Result<T> = std::result::Result<T, ModelError>;
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;
 
 /// What can go wrong between a model's source and its logits.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+
+pub(crate) mod gguf;
+pub(crate) mod gguf_header;
+pub(crate) mod mapped;
+pub(crate) mod safetensors;
 
 /// A model's weights under their Hugging Face names, such as
 /// `model.layers.0.self_attn.q_proj.weight`.
@@ -66,6 +72,33 @@ pub(crate) fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Re
         expected: expected.to_vec(),
         found: found.to_vec(),
     })
+}
+
+/// Compares what a model's files hold with what its configuration calls for, before any is loaded.
+pub(crate) fn check_tensors(
+    config: &ModelConfig,
+    found: &BTreeMap<&str, &[usize]>,
+    place: &str,
+) -> Result<()> {
+    let expected: BTreeMap<_, _> = config.tensors().into_iter().collect();
+    for (name, shape) in &expected {
+        match found.get(name.as_str()) {
+            Some(found) => check_shape(name, found, shape)?,
+            None => return Err(missing(name, shape, place)),
+        }
+    }
+    // A tied model may store its embedding twice; old Llamas store their rotary frequencies.
+    let ignored = |name: &str| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
+    match found
+        .keys()
+        .find(|name| !expected.contains_key(**name) && !ignored(name))
+    {
+        None => Ok(()),
+        Some(name) => Err(ModelError::Unsupported(format!(
+            "tensor `{name}` in {place}: the architecture {} as configured has none of that name",
+            config.architecture.model_type()
+        ))),
+    }
 }
 
 #[cfg(test)]
