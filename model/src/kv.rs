@@ -67,7 +67,7 @@ pub(crate) struct DecodePlan {
     slots: Vec<usize>,
     /// Position of each new token.
     pub(crate) positions: Vec<u32>,
-    /// On a device: rows to write `[n, row]`, slots to read `[n]`, mask `[n, 1, longest]`.
+    /// On a device: rows to write `[n, row]`, rows to read `[n * longest]`, mask `[n, 1, longest]`.
     device: Option<(Tensor, Tensor, Tensor)>,
 }
 
@@ -188,9 +188,12 @@ impl KvCache {
                     std::iter::repeat_n(index, row)
                 });
                 let write = Tensor::from_vec(at.collect::<Vec<_>>(), (n, row), device)?;
-                let read: Vec<u32> = slots.iter().map(|s| *s as u32).collect();
-                let read = Tensor::from_vec(read, n, device)?;
                 let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
+                let read = slots.iter().flat_map(|slot| {
+                    let start = (slot * self.max_tokens) as u32;
+                    start..start + longest as u32
+                });
+                let read = Tensor::from_vec(read.collect::<Vec<_>>(), n * longest, device)?;
                 let mask = positions.iter().flat_map(|p| {
                     let seen = move |j: usize| if j <= *p as usize { 0.0 } else { f32::NEG_INFINITY };
                     (0..longest).map(seen)
@@ -234,12 +237,8 @@ impl KvCache {
                 let (all_k, all_v) = &layers[layer];
                 all_k.scatter_set(write, &k.contiguous()?, 0)?;
                 all_v.scatter_set(write, &v.contiguous()?, 0)?;
-                let longest = mask.dim(2)?;
-                let seen = |all: &Tensor| -> candle_core::Result<Tensor> {
-                    all.reshape((self.slots.len(), self.max_tokens, heads.key_row()))?
-                        .narrow(1, 0, longest)?
-                        .index_select(read, 0)
-                };
+                let shape = (plan.slots.len(), mask.dim(2)?, heads.key_row());
+                let seen = |all: &Tensor| all.index_select(read, 0)?.reshape(shape);
                 let out = composed(&q.unsqueeze(1)?, &seen(all_k)?, &seen(all_v)?, mask, heads)?;
                 Ok(out.squeeze(1)?)
             }
