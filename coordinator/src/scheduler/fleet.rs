@@ -130,6 +130,9 @@ impl Scheduler {
             return;
         };
         worker.slots = ready.slots;
+        if ready.device.is_some() {
+            worker.hello.device.clone_from(&ready.device);
+        }
         worker.model_digest = Some(ready.model_digest.clone());
         if ready.slots == 0 {
             worker.refused = Some("it offers no slots".into());

@@ -163,6 +163,9 @@ impl Scheduler {
             let reason = "the learner announced itself without a policy version".to_owned();
             return self.fail(reason, out);
         };
+        if ready.device.is_some() {
+            learner.hello.device.clone_from(&ready.device);
+        }
         learner.trainable_parameters = ready.trainable_parameters;
         learner.model_parameters = ready.model_parameters;
         learner.held = Some(version);
@@ -221,9 +224,7 @@ impl Scheduler {
             let id = RoundId::train(version.step);
             let (groups, per_group) = (self.plan.groups_per_step, self.plan.samples_per_group);
             let mut round = Round::new(id, recorded, groups, per_group, self.now);
-            for scored in std::mem::take(&mut self.restored) {
-                round.restore(scored);
-            }
+            self.restored.retain(|scored| !round.restore(scored));
             if round.is_complete() {
                 self.learning = Some(Learning::new(round, Timings::default(), self.now));
             }

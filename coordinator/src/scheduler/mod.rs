@@ -293,9 +293,7 @@ impl Scheduler {
             Purpose::Eval => (self.plan.eval_problems, 1),
         };
         let mut round = Round::new(id, policy.version, groups, per_group, self.now);
-        for scored in std::mem::take(&mut self.restored) {
-            round.restore(scored);
-        }
+        self.restored.retain(|scored| !round.restore(scored));
         self.round = Some(round);
         self.begun = true;
         for (session, completion) in std::mem::take(&mut self.early) {

@@ -170,12 +170,14 @@ impl Round {
         waiting
     }
 
-    /// Takes a completion that the journal already holds.
-    pub(super) fn restore(&mut self, scored: Arc<Scored>) {
+    /// Takes a completion that the journal already holds; false when it isn't of this round.
+    pub(super) fn restore(&mut self, scored: &Arc<Scored>) -> bool {
         let id = scored.id();
-        if self.state(id).is_some() && scored.version() == Some(self.version) {
-            self.set(id, State::Done(scored));
+        let fits = self.state(id).is_some() && scored.version() == Some(self.version);
+        if fits {
+            self.set(id, State::Done(scored.clone()));
         }
+        fits
     }
 
     /// Notes a failure; returns how often and why this sample failed so far.

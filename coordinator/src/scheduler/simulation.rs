@@ -563,6 +563,7 @@ impl Simulation {
         let ready = v1::WorkerReady {
             model_digest,
             slots,
+            ..Default::default()
         };
         self.report(session, Event::WorkerReady { session, ready });
         let unacked: Vec<_> = self.workers[index].unacked.values().cloned().collect();

@@ -1,0 +1,467 @@
+//! The journal's statements.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use prost::Message as _;
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
+use serde_json::{Map, Value};
+use tina_proto::v1;
+
+use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics};
+use crate::scheduler::types::{Purpose, Restored, RewardValue, RoundId, Scored, Version};
+
+/// Steps that a resumed run shows.
+const TAIL: u32 = 32;
+
+pub(super) struct Store {
+    path: PathBuf,
+    db: Connection,
+}
+
+type Result<T> = std::result::Result<T, JournalError>;
+
+impl Store {
+    /// The journal at `path`; `None` when there is none, or one that was never begun.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let store = Self::connect(path)?;
+        let tables = store.wrap(store.db.query_row(
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table'",
+            [],
+            |row| row.get::<_, i64>(0),
+        ))?;
+        if tables == 0 {
+            return Ok(None);
+        }
+        let found = store.meta("schema").ok().flatten();
+        if found.as_deref() == Some(&SCHEMA_VERSION.to_string()) {
+            return Ok(Some(store));
+        }
+        let found = found.unwrap_or_else(|| "unknown".into());
+        Err(JournalError::Schema {
+            path: path.to_owned(),
+            found,
+        })
+    }
+
+    pub(super) fn create(path: &Path, run_id: &str, config: &str) -> Result<Self> {
+        let mut store = Self::connect(path)?;
+        let begin = |db: &mut Connection| {
+            let write = db.transaction()?;
+            write.execute_batch(include_str!("schema.sql"))?;
+            let schema = SCHEMA_VERSION.to_string();
+            for (key, value) in [("schema", &*schema), ("run_id", run_id), ("config", config)] {
+                set_meta(&write, key, value)?;
+            }
+            write.commit()
+        };
+        let began = begin(&mut store.db);
+        store.wrap(began)?;
+        Ok(store)
+    }
+
+    fn connect(path: &Path) -> Result<Self> {
+        let fail = |source| JournalError::Sqlite {
+            path: path.to_owned(),
+            source,
+        };
+        let db = Connection::open(path).map_err(fail)?;
+        db.busy_timeout(Duration::from_secs(5)).map_err(fail)?;
+        db.pragma_update(None, "journal_mode", "WAL")
+            .map_err(fail)?;
+        db.pragma_update(None, "synchronous", "NORMAL")
+            .map_err(fail)?;
+        Ok(Self {
+            path: path.to_owned(),
+            db,
+        })
+    }
+
+    fn wrap<T>(&self, result: rusqlite::Result<T>) -> Result<T> {
+        result.map_err(|source| JournalError::Sqlite {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn damaged(&self, message: impl Into<String>) -> JournalError {
+        JournalError::Damaged {
+            path: self.path.clone(),
+            message: message.into(),
+        }
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<String>> {
+        let find = "SELECT value FROM meta WHERE key = ?1";
+        self.wrap(self.db.query_row(find, [key], |row| row.get(0)).optional())
+    }
+
+    pub(super) fn config(&self) -> Result<String> {
+        Ok(self.meta("config")?.unwrap_or_default())
+    }
+
+    pub(super) fn steps_done(&self) -> Result<u64> {
+        let last = "SELECT coalesce(max(step), 0) FROM steps";
+        let step: i64 = self.wrap(self.db.query_row(last, [], |row| row.get(0)))?;
+        Ok(step.max(0) as u64)
+    }
+
+    /// Writes all of it, or nothing.
+    pub(super) fn commit(&mut self, writes: &[Write]) -> Result<()> {
+        let apply_all = |db: &mut Connection| {
+            let transaction = db.transaction()?;
+            writes
+                .iter()
+                .try_for_each(|write| apply(&transaction, write))?;
+            transaction.commit()
+        };
+        let done = apply_all(&mut self.db);
+        self.wrap(done)
+    }
+
+    pub(super) fn resume(&self) -> Result<Resumed> {
+        let mut versions = Vec::new();
+        let mut select = self.wrap(
+            self.db
+                .prepare("SELECT step, digest FROM steps ORDER BY step"),
+        )?;
+        let rows = select.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)));
+        for row in self.wrap(rows)? {
+            let (step, digest): (i64, Vec<u8>) = self.wrap(row)?;
+            let digest = digest
+                .try_into()
+                .map_err(|_| self.damaged("a digest isn't 32 bytes"))?;
+            if step as usize != versions.len() {
+                return Err(self.damaged(format!("step {} is missing", versions.len())));
+            }
+            versions.push(Version {
+                step: step as u64,
+                digest,
+            });
+        }
+        let evals = self.evals()?;
+        let done = versions.len().saturating_sub(1) as u64;
+        let evaluated = evals.iter().any(|record| record.step == done);
+        let first = if evaluated {
+            RoundId::train(done + 1)
+        } else {
+            RoundId::eval(done)
+        };
+        let completions = if versions.is_empty() {
+            Vec::new()
+        } else {
+            self.scored("group_id >= ?1", first.group(0))?
+        };
+        Ok(Resumed {
+            restored: Restored {
+                versions,
+                evals: evals.iter().map(|record| record.step).collect(),
+                completions,
+                model_digest: self.meta("model_digest")?,
+            },
+            counters: self.counters()?,
+            tail: self.steps((done + 1).saturating_sub(u64::from(TAIL)).max(1), TAIL)?,
+            evals,
+            run_id: self.meta("run_id")?.unwrap_or_default(),
+        })
+    }
+
+    fn counters(&self) -> Result<Counters> {
+        let text = self.meta("counters")?.unwrap_or_else(|| "{}".into());
+        let all: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|error| self.damaged(format!("its counters: {error}")))?;
+        let seconds = |key: &str| {
+            let value = all.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+            Duration::try_from_secs_f64(value).unwrap_or_default()
+        };
+        let count = |key: &str| all.get(key).and_then(Value::as_u64).unwrap_or(0);
+        Ok(Counters {
+            elapsed: seconds("elapsed_seconds"),
+            learner_wait: seconds("learner_wait_seconds"),
+            rollout_wait: seconds("rollout_wait_seconds"),
+            coordinator: seconds("coordinator_seconds"),
+            tokens_sampled: count("tokens_sampled"),
+            tokens_trained: count("tokens_trained"),
+        })
+    }
+
+    fn evals(&self) -> Result<Vec<v1::EvalRecord>> {
+        let select = "SELECT record FROM evals ORDER BY step";
+        self.records(select, params![], "evaluation")
+    }
+
+    pub(super) fn steps(&self, from: u64, limit: u32) -> Result<Vec<v1::StepRecord>> {
+        let select = "SELECT record FROM steps WHERE step >= ?1 AND record IS NOT NULL
+                      ORDER BY step LIMIT ?2";
+        self.records(select, params![from as i64, limit], "step")
+    }
+
+    fn records<T: prost::Message + Default>(
+        &self,
+        select: &str,
+        params: impl rusqlite::Params,
+        what: &str,
+    ) -> Result<Vec<T>> {
+        let mut select = self.wrap(self.db.prepare(select))?;
+        let rows = self.wrap(select.query_map(params, |row| row.get::<_, Vec<u8>>(0)))?;
+        rows.map(|row| {
+            T::decode(&*self.wrap(row)?)
+                .map_err(|error| self.damaged(format!("record of a {what}: {error}")))
+        })
+        .collect()
+    }
+
+    pub(super) fn batch(&self, round: RoundId) -> Result<Vec<Arc<Scored>>> {
+        self.scored("group_id BETWEEN ?1 AND ?1 + 16777215", round.group(0))
+    }
+
+    fn scored(&self, condition: &str, first: u64) -> Result<Vec<Arc<Scored>>> {
+        let select =
+            format!("SELECT * FROM completions WHERE {condition} ORDER BY group_id, sample_index");
+        let mut select = self.wrap(self.db.prepare(&select))?;
+        let rows = self.wrap(select.query_map([first as i64], |row| Ok(Arc::new(scored(row)?))))?;
+        rows.map(|row| self.wrap(row)).collect()
+    }
+
+    pub(super) fn completions(&self, step: u64, limit: u32) -> Result<Vec<v1::CompletionRecord>> {
+        let newest = "SELECT max(p.step) FROM prompts p JOIN completions USING (group_id)
+                      WHERE p.purpose = 'train'";
+        let step = match step {
+            0 => self
+                .wrap(
+                    self.db
+                        .query_row(newest, [], |row| row.get::<_, Option<i64>>(0)),
+                )?
+                .unwrap_or(0),
+            step => step as i64,
+        };
+        let mut select = self.wrap(self.db.prepare(
+            "SELECT c.*, p.text AS prompt, p.gold AS gold FROM completions c
+             JOIN prompts p USING (group_id)
+             WHERE p.step = ?1 AND p.purpose = 'train' ORDER BY group_id, sample_index LIMIT ?2",
+        ))?;
+        let rows = self.wrap(select.query_map(params![step, limit], |row| {
+            let scored = scored(row)?;
+            let version = scored.version().map(Version::to_wire);
+            Ok(v1::CompletionRecord {
+                step: step as u64,
+                group_id: scored.completion.group_id,
+                sample_index: scored.completion.sample_index,
+                prompt: row.get("prompt")?,
+                text: scored.text,
+                gold: row.get("gold")?,
+                reward: scored.reward,
+                rewards: scored
+                    .rewards
+                    .iter()
+                    .map(|reward| v1::RewardRecord {
+                        name: reward.name.to_string(),
+                        mean: reward.value.unwrap_or(0.0),
+                        not_judged: u32::from(reward.value.is_none()),
+                    })
+                    .collect(),
+                tokens: scored.completion.tokens.len() as u32,
+                finish_reason: scored.completion.finish_reason,
+                worker_id: scored.worker.to_string(),
+                version,
+            })
+        }))?;
+        rows.map(|row| self.wrap(row)).collect()
+    }
+}
+
+fn set_meta(db: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
+    db.execute(
+        "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+        [key, value],
+    )?;
+    Ok(())
+}
+
+fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
+    match write {
+        Write::Start {
+            version,
+            model_digest,
+        } => {
+            set_meta(db, "model_digest", model_digest)?;
+            db.execute(
+                "INSERT INTO steps (step, digest) VALUES (0, ?1)",
+                [&version.digest[..]],
+            )?;
+        }
+        Write::Prompts(rows) => {
+            let mut insert = db.prepare_cached(
+                "INSERT OR REPLACE INTO prompts (group_id, purpose, step, problem, text, gold, tokens)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?;
+            for row in rows {
+                let (round, _) = RoundId::of_group(row.group);
+                let purpose = match round.purpose() {
+                    Purpose::Train => "train",
+                    Purpose::Eval => "eval",
+                };
+                let (group, step) = (row.group as i64, round.step() as i64);
+                let tokens = le_bytes(&row.tokens, |token| token.to_le_bytes());
+                insert.execute(params![
+                    group,
+                    purpose,
+                    step,
+                    row.problem,
+                    row.text,
+                    row.gold,
+                    tokens
+                ])?;
+            }
+        }
+        Write::Completion(scored) => insert_completion(db, scored)?,
+        Write::Step { record, counters } => {
+            let digest = record
+                .version
+                .as_ref()
+                .map_or(&[][..], |version| &version.digest);
+            let step = record.step as i64;
+            db.execute(
+                "INSERT INTO steps (step, digest, record) VALUES (?1, ?2, ?3)",
+                params![step, digest, record.encode_to_vec()],
+            )?;
+            let mut insert =
+                db.prepare_cached("INSERT INTO metrics (step, name, value) VALUES (?1, ?2, ?3)")?;
+            for (name, value) in metrics(record) {
+                insert.execute(params![step, name, value])?;
+            }
+            set_counters(db, counters)?;
+        }
+        Write::Eval { record, counters } => {
+            db.execute(
+                "INSERT OR REPLACE INTO evals (step, accuracy, record) VALUES (?1, ?2, ?3)",
+                params![record.step as i64, record.accuracy, record.encode_to_vec()],
+            )?;
+            set_counters(db, counters)?;
+        }
+        Write::Rollback(version) => {
+            let step = version.step as i64;
+            let next = RoundId::eval(version.step).group(0) as i64;
+            db.execute("DELETE FROM steps WHERE step > ?1", [step])?;
+            db.execute("DELETE FROM metrics WHERE step > ?1", [step])?;
+            db.execute("DELETE FROM evals WHERE step >= ?1", [step])?;
+            db.execute("DELETE FROM completions WHERE group_id >= ?1", [next])?;
+            db.execute("DELETE FROM prompts WHERE group_id >= ?1", [next])?;
+            db.execute(
+                "UPDATE steps SET digest = ?2 WHERE step = ?1",
+                params![step, &version.digest[..]],
+            )?;
+        }
+        Write::Counters(counters) => set_counters(db, counters)?,
+    }
+    Ok(())
+}
+
+fn set_counters(db: &Transaction<'_>, counters: &Counters) -> rusqlite::Result<()> {
+    let text = serde_json::json!({
+        "elapsed_seconds": counters.elapsed.as_secs_f64(),
+        "learner_wait_seconds": counters.learner_wait.as_secs_f64(),
+        "rollout_wait_seconds": counters.rollout_wait.as_secs_f64(),
+        "coordinator_seconds": counters.coordinator.as_secs_f64(),
+        "tokens_sampled": counters.tokens_sampled,
+        "tokens_trained": counters.tokens_trained,
+    });
+    set_meta(db, "counters", &text.to_string())
+}
+
+fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<()> {
+    let completion = &scored.completion;
+    let version = scored.version();
+    let rewards: Map<String, Value> = scored
+        .rewards
+        .iter()
+        .map(|reward| {
+            (
+                reward.name.to_string(),
+                reward.value.map_or(Value::Null, Value::from),
+            )
+        })
+        .collect();
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO completions (group_id, sample_index, worker, version_step,
+             version_digest, tokens, logprobs, finish_reason, decode_seconds, text, reward, judged,
+             correct, rewards)
+         VALUES (:group_id, :sample_index, :worker, :version_step, :version_digest, :tokens,
+             :logprobs, :finish_reason, :decode_seconds, :text, :reward, :judged, :correct,
+             :rewards)",
+    )?
+    .execute(named_params! {
+        ":group_id": completion.group_id as i64,
+        ":sample_index": completion.sample_index,
+        ":worker": &*scored.worker,
+        ":version_step": version.map_or(0, |version| version.step as i64),
+        ":version_digest": version.map(|version| version.digest.to_vec()).unwrap_or_default(),
+        ":tokens": le_bytes(&completion.tokens, |token| token.to_le_bytes()),
+        ":logprobs": le_bytes(&completion.logprobs, |logprob| logprob.to_le_bytes()),
+        ":finish_reason": completion.finish_reason,
+        ":decode_seconds": completion.decode_seconds,
+        ":text": scored.text,
+        ":reward": scored.reward,
+        ":judged": scored.judged,
+        ":correct": scored.correct,
+        ":rewards": Value::Object(rewards).to_string(),
+    })?;
+    Ok(())
+}
+
+fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
+    let version = v1::PolicyVersion {
+        step: row.get::<_, i64>("version_step")? as u64,
+        digest: row.get("version_digest")?,
+    };
+    let tokens: Vec<u8> = row.get("tokens")?;
+    let logprobs: Vec<u8> = row.get("logprobs")?;
+    let rewards: String = row.get("rewards")?;
+    let rewards: Map<String, Value> = serde_json::from_str(&rewards).unwrap_or_default();
+    let worker: String = row.get("worker")?;
+    Ok(Scored {
+        completion: v1::Completion {
+            group_id: row.get::<_, i64>("group_id")? as u64,
+            sample_index: row.get("sample_index")?,
+            tokens: from_le_bytes(&tokens, u32::from_le_bytes),
+            logprobs: from_le_bytes(&logprobs, f32::from_le_bytes),
+            finish_reason: row.get("finish_reason")?,
+            versions: vec![v1::VersionSpan {
+                start: 0,
+                version: Some(version),
+            }],
+            decode_seconds: row.get("decode_seconds")?,
+        },
+        worker: worker.into(),
+        text: row.get("text")?,
+        reward: row.get("reward")?,
+        judged: row.get("judged")?,
+        correct: row.get("correct")?,
+        rewards: rewards
+            .iter()
+            .map(|(name, value)| RewardValue {
+                name: name.as_str().into(),
+                value: value.as_f64(),
+            })
+            .collect(),
+    })
+}
+
+fn le_bytes<T: Copy>(values: &[T], to: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
+    values.iter().flat_map(|&value| to(value)).collect()
+}
+
+fn from_le_bytes<T>(bytes: &[u8], from: impl Fn([u8; 4]) -> T) -> Vec<T> {
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&chunk| from(chunk))
+        .collect()
+}
