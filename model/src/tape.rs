@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Tensor, Var,
+    backend::{BackendDevice as _, BackendStorage as _},
+};
 
 use crate::{
     decoder::{Decoder, LayerLora, Pass, constants},
@@ -193,7 +196,31 @@ impl Decoder {
 
 /// Gradients of Σ output · d.
 fn pull(output: &Tensor, d: &Tensor) -> Result<candle_core::backprop::GradStore> {
-    Ok((output * d)?.sum_all()?.backward()?)
+    Ok(output.apply_op1(Pull { d: d.clone() })?.backward()?)
+}
+
+/// A scalar whose gradient with respect to its argument is `d`; its own value is of no use and is
+/// not computed.
+struct Pull {
+    d: Tensor,
+}
+
+impl CustomOp1 for Pull {
+    fn name(&self) -> &'static str {
+        "pull"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((x.device().zeros_impl(&().into(), x.dtype())?, ().into()))
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((x.device().zeros_impl(&().into(), x.dtype())?, ().into()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.d.clone()))
+    }
 }
 
 fn gradient(grads: &candle_core::backprop::GradStore, of: &Tensor) -> Result<Tensor> {
