@@ -1,1 +1,0 @@
-//! What crosses services: whole clusters, faults, learning.

@@ -1,0 +1,322 @@
+//! What whole-cluster tests share: a tiny random model on disk, a config, a running `tina up`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tina_model::{MapWeights, ModelConfig};
+use tina_proto::{
+    client::{ClientOptions, connect, status_client},
+    v1::{RunStatus, StatusRequest},
+};
+
+/// The longest that any one wait of a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A folder with a tiny model, problems and a config; runs go under it.
+pub struct Bench {
+    folder: tempfile::TempDir,
+}
+
+/// The characters of the tiny model's vocabulary, one token each.
+fn alphabet() -> Vec<String> {
+    let printable = (b' '..=b'~').map(|c| char::from(c).to_string());
+    let special = ["<unk>", "<|im_start|>", "<|im_end|>", "\n"].map(str::to_owned);
+    special.into_iter().chain(printable).collect()
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        bench.write_model();
+        let problems: String = (0..24)
+            .map(|i| format!("{{\"question\": \"say {i}\", \"answer\": \"{i}\"}}\n"))
+            .collect();
+        fs::write(bench.path("problems.jsonl"), problems).unwrap();
+        fs::write(bench.path("run.toml"), CONFIG).unwrap();
+        bench
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write_model(&self) {
+        let folder = self.path("model");
+        fs::create_dir_all(&folder).unwrap();
+        let alphabet = alphabet();
+        let config = json!({
+            "model_type": "llama", "vocab_size": alphabet.len(), "hidden_size": 32,
+            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false,
+            "eos_token_id": 2, "torch_dtype": "float32",
+        });
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let shape = ModelConfig::from_hf_json(&config.to_string()).unwrap();
+        let weights = MapWeights::random(&shape, 7).unwrap();
+        let map = weights.0.into_iter().collect();
+        candle_core::safetensors::save(&map, folder.join("model.safetensors")).unwrap();
+        let vocab: BTreeMap<&str, usize> =
+            alphabet.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let added = |id: usize| {
+            json!({
+                "id": id, "content": alphabet[id], "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true,
+            })
+        };
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(0), added(1), added(2)],
+            "normalizer": null,
+            "pre_tokenizer": {
+                "type": "Split", "pattern": { "Regex": "[\\s\\S]" }, "behavior": "Isolated",
+                "invert": false,
+            },
+            "post_processor": null,
+            "decoder": { "type": "Fuse" },
+            "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
+        });
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\
+            <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
+        let tokenizer_config =
+            json!({ "chat_template": template, "eos_token": "<|im_end|>", "model_max_length": 256 });
+        fs::write(folder.join("tokenizer_config.json"), tokenizer_config.to_string()).unwrap();
+    }
+
+    /// `tina up run.toml` with a run of this name.
+    pub fn up(&self, name: &str, more: &[&str]) -> Up {
+        let mut command = tina();
+        command
+            .current_dir(self.folder.path())
+            .args(["up", "run.toml", "--json", "--set"])
+            .arg(format!("run.name={name}"))
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Read from the start: a full pipe would hold the run up.
+        let streams = Some((drain(child.stdout.take()), drain(child.stderr.take())));
+        Up { child, streams, run: self.path("runs").join(name) }
+    }
+
+    /// The adapter file that a run ended with.
+    pub fn final_adapter(&self, name: &str) -> Vec<u8> {
+        let latest = self.path("runs").join(name).join("adapters/latest");
+        fs::read(latest.join("adapter_model.safetensors")).unwrap()
+    }
+}
+
+const CONFIG: &str = r#"
+[run]
+seed = 5
+steps = 6
+dir = "runs"
+
+[model]
+source = "model"
+
+[lora]
+rank = 4
+alpha = 8
+
+[data]
+source = "problems.jsonl"
+held_out = 4
+
+[sampling]
+temperature = 1.0
+max_tokens = 6
+
+[[reward]]
+kind = "format"
+pattern = "[a-m]"
+
+[algorithm]
+prompts_per_step = 4
+completions_per_prompt = 6
+
+[learner]
+lr = 5e-3
+micro_batch_tokens = 128
+
+[rollout]
+workers = [{ device = "cpu" }]
+slots = 16
+
+[eval]
+problems = 4
+max_tokens = 6
+
+[cluster]
+listen = "127.0.0.1:0"
+"#;
+
+/// The binary under test.
+pub fn tina() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tina"));
+    // Two roles and several tests share few cores.
+    command.env("RAYON_NUM_THREADS", "1").env("TINA_LOG", "info").env_remove("TINA_TOKEN");
+    command
+}
+
+/// A running `tina up`.
+pub struct Up {
+    child: Child,
+    streams: Option<(thread::JoinHandle<String>, thread::JoinHandle<String>)>,
+    run: PathBuf,
+}
+
+/// How a run ended.
+pub struct Ended {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// The JSON object that stands on the last line.
+    pub fn summary(&self) -> Value {
+        assert!(self.success, "tina failed:\n{}\n{}", self.stdout, self.stderr);
+        let last = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last:?}"))
+    }
+}
+
+impl Up {
+    /// The coordinator's address, once it is listening.
+    pub fn address(&mut self) -> String {
+        let file = self.run.join("coordinator.addr");
+        let mut found = String::new();
+        self.wait("the coordinator's address", |_| {
+            found = fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
+            !found.is_empty()
+        });
+        found
+    }
+
+    /// What the run says of itself, when it answers.
+    pub fn status(&mut self) -> Option<RunStatus> {
+        let address = self.address();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = ClientOptions { url: address, ..ClientOptions::default() };
+            let channel = connect(&options).await.ok()?;
+            let auth = options.interceptor().ok()?;
+            let mut client = status_client(channel, auth);
+            client.get_status(StatusRequest {}).await.ok().map(tonic::Response::into_inner)
+        })
+    }
+
+    /// Waits until the run has done `step` steps.
+    pub fn wait_for_step(&mut self, step: u64) -> RunStatus {
+        let mut seen = None;
+        self.wait(&format!("step {step}"), |up| {
+            seen = up.status().filter(|status| status.step >= step);
+            seen.is_some()
+        });
+        seen.unwrap()
+    }
+
+    fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            if let Some(exit) = self.child.try_wait().unwrap() {
+                let ended = self.output();
+                panic!("ended ({exit}) before {what}:\n{}\n{}", ended.0, ended.1);
+            }
+            assert!(start.elapsed() < PATIENCE, "no {what} within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Process ids of the role (`rollout-worker` or `learner`) that this run started.
+    pub fn pids(&self, role: &str) -> Vec<u32> {
+        let parent = self.child.id();
+        let mut found: Vec<u32> = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| is_child(*pid, parent, role))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Kills a role's processes as the kernel would for want of memory.
+    pub fn kill(&self, role: &str) {
+        let pids = self.pids(role);
+        assert!(!pids.is_empty(), "no {role} runs");
+        pids.iter().for_each(|pid| signal(*pid, "KILL"));
+    }
+
+    /// Sends a signal to `tina up` itself.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits for the end.
+    pub fn finish(mut self) -> Ended {
+        let start = Instant::now();
+        let exit = loop {
+            if let Some(exit) = self.child.try_wait().unwrap() {
+                break exit;
+            }
+            if start.elapsed() > PATIENCE {
+                self.signal("KILL");
+                panic!("still running after {PATIENCE:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        let (stdout, stderr) = self.output();
+        Ended { success: exit.success(), stdout, stderr }
+    }
+
+    fn output(&mut self) -> (String, String) {
+        let (stdout, stderr) = self.streams.take().unwrap();
+        (stdout.join().unwrap(), stderr.join().unwrap())
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn drain(
+    stream: Option<impl std::io::Read + Send + 'static>,
+) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        if let Some(mut stream) = stream {
+            let _ = stream.read_to_string(&mut text);
+        }
+        text
+    })
+}
+
+fn is_child(pid: u32, parent: u32, role: &str) -> bool {
+    let process = Path::new("/proc").join(pid.to_string());
+    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+    let is_parents = status.lines().any(|line| {
+        line.strip_prefix("PPid:").is_some_and(|ppid| ppid.trim() == parent.to_string())
+    });
+    let command = fs::read(process.join("cmdline")).unwrap_or_default();
+    let mut words = command.split(|byte| *byte == 0);
+    is_parents && words.nth(1) == Some(role.as_bytes())
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -{name} {pid}");
+}
