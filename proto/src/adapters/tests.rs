@@ -23,9 +23,11 @@ use crate::{
     },
 };
 
+type Stored = (PolicyVersion, Arc<[u8]>);
+
 #[derive(Default)]
 struct Shelf {
-    stored: Mutex<HashMap<Vec<u8>, (PolicyVersion, Arc<[u8]>)>>,
+    stored: Mutex<HashMap<Vec<u8>, Stored>>,
     inbox: Inbox,
     /// Offsets asked for by Fetch.
     offsets: Mutex<Vec<u64>>,
@@ -147,7 +149,7 @@ async fn serve() -> (Arc<Shelf>, GrpcTransport) {
 }
 
 fn adapter(bytes: usize) -> (PolicyVersion, Vec<u8>) {
-    let bytes: Vec<u8> = (0..bytes).map(|i| (i * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..bytes).map(|i| ((i * 31) >> 3) as u8).collect();
     (PolicyVersion::of_bytes(4, &bytes), bytes)
 }
 

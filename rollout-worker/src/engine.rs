@@ -1,0 +1,447 @@
+//! The sampling engine: continuous batching over one decoder. Synchronous; [`Engine::step`] does
+//! one round of work, and one thread of its own drives it (see [`crate::thread`]).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use candle_core::{Device, Storage, Tensor};
+use rayon::prelude::*;
+use tina_model::{Adapter, Decoder, Distribution, KvCache, ModelError, PromptKv, Scratch};
+use tina_proto::{
+    v1::{AdapterLoaded, Completion, PolicyVersion, SampleFailed},
+    version::{Digest, sha256},
+};
+
+use crate::{
+    check::RunPlan,
+    queue::{GroupTask, Queue},
+    seed::{PROMPT_KEY_BYTES, Uniforms},
+    sequence::Sequence,
+    stop::TokenText,
+};
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Work {
+    /// Sample these completions of a group.
+    Sample {
+        /// The group.
+        task: Arc<GroupTask>,
+        /// Which of its completions.
+        indices: Vec<u32>,
+        /// The connection that asked for them.
+        epoch: u64,
+    },
+    /// Drop these samples; no indices: the whole group's.
+    Cancel {
+        /// The group.
+        group_id: u64,
+        /// Which of its completions.
+        indices: Vec<u32>,
+    },
+    /// Sample with this adapter from now on; samples that were asked for over the present
+    /// connection end under the old one first.
+    Load {
+        /// Its name.
+        version: PolicyVersion,
+        /// The safetensors file.
+        bytes: Vec<u8>,
+        /// The connection that asked for it.
+        epoch: u64,
+    },
+}
+
+/// What the engine has done.
+#[derive(Debug)]
+pub enum Event {
+    /// A completion is done.
+    Completed {
+        /// The completion.
+        completion: Completion,
+        /// Its prompt's key.
+        prompt_key: [u8; PROMPT_KEY_BYTES],
+    },
+    /// Samples that can't be made, and why.
+    Failed(SampleFailed),
+    /// An adapter is loaded, or could not be.
+    Loaded(AdapterLoaded),
+}
+
+/// The engine's load, for whoever reports it.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Slots that hold a sample.
+    pub slots_used: AtomicU32,
+    /// Samples without a slot.
+    pub queued: AtomicU32,
+    /// Tokens sampled since the start.
+    pub tokens: AtomicU64,
+}
+
+/// The adapter that is sampled with.
+struct Held {
+    digest: Digest,
+    adapter: Adapter,
+}
+
+/// A group's prompt, computed once for all its completions.
+struct Prompt {
+    task: Arc<GroupTask>,
+    kv: PromptKv,
+    /// Of the last token: what first tokens are sampled from.
+    logits: Vec<f32>,
+}
+
+/// Samples completions, as many at a time as it has slots.
+pub struct Engine {
+    decoder: Arc<Decoder>,
+    text: Arc<dyn TokenText>,
+    plan: RunPlan,
+    cache: KvCache,
+    queue: Queue,
+    /// What is under way, by slot.
+    sequences: Vec<Option<Sequence>>,
+    prompts: HashMap<u64, Prompt>,
+    held: Option<Held>,
+    next: Option<(PolicyVersion, Vec<u8>)>,
+    scratches: Vec<Scratch>,
+    gauges: Arc<Gauges>,
+}
+
+impl Engine {
+    /// An engine of `slots` slots without an adapter; fails when the device has no room for them.
+    pub fn new(
+        decoder: Arc<Decoder>,
+        text: Arc<dyn TokenText>,
+        plan: RunPlan,
+        slots: usize,
+    ) -> Result<Self, ModelError> {
+        let cache = decoder.new_cache(slots, plan.max_sequence_tokens)?;
+        let mut scratches = Vec::new();
+        scratches.resize_with(rayon::current_num_threads().max(1), Scratch::default);
+        Ok(Self {
+            decoder,
+            text,
+            plan,
+            cache,
+            queue: Queue::new(slots),
+            sequences: std::iter::repeat_with(|| None).take(slots).collect(),
+            prompts: HashMap::new(),
+            held: None,
+            next: None,
+            scratches,
+            gauges: Arc::default(),
+        })
+    }
+
+    /// Its load, kept up to date by [`Engine::step`].
+    pub fn gauges(&self) -> Arc<Gauges> {
+        Arc::clone(&self.gauges)
+    }
+
+    /// Whether a step would do nothing.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_idle() && self.next.is_none()
+    }
+
+    /// Takes an order; what can be answered at once goes into `events`.
+    pub fn submit(&mut self, work: Work, events: &mut Vec<Event>) {
+        match work {
+            Work::Sample {
+                task,
+                indices,
+                epoch,
+            } => {
+                if let Err(error) = self.add(&task, &indices, epoch) {
+                    events.push(Event::Failed(SampleFailed {
+                        group_id: task.group_id,
+                        sample_indices: indices,
+                        error,
+                    }));
+                }
+            }
+            Work::Cancel { group_id, indices } => {
+                let freed = self.queue.cancel(group_id, &indices);
+                self.clear(&freed);
+            }
+            Work::Load {
+                version,
+                bytes,
+                epoch,
+            } => {
+                let freed = self.queue.drop_before(epoch);
+                self.clear(&freed);
+                self.next = Some((version, bytes));
+            }
+        }
+        self.prompts
+            .retain(|group, _| self.queue.holds_group(*group));
+        self.report_load(0);
+    }
+
+    fn add(&mut self, task: &Arc<GroupTask>, indices: &[u32], epoch: u64) -> Result<(), String> {
+        let digest = task
+            .version
+            .checked_digest()
+            .map_err(|error| error.to_string())?;
+        match &self.held {
+            Some(held) if held.digest == digest => {}
+            Some(held) => {
+                return Err(format!(
+                    "policy version {} is asked for; the worker holds the adapter {}",
+                    task.version.short(),
+                    tina_proto::version::hex(&held.digest[..4])
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "policy version {} is asked for; the worker holds no adapter yet",
+                    task.version.short()
+                ));
+            }
+        }
+        let freed = self
+            .queue
+            .add(task, indices, epoch)
+            .map_err(|error| error.to_string())?;
+        self.clear(&freed);
+        Ok(())
+    }
+
+    fn clear(&mut self, slots: &[usize]) {
+        for &slot in slots {
+            self.sequences[slot] = None;
+            self.cache.release(slot);
+        }
+    }
+
+    /// Loads an adapter if one waits and nothing runs, fills free slots, and decodes one token for
+    /// every slot in use.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
+        if self.queue.is_idle()
+            && let Some((version, bytes)) = self.next.take()
+        {
+            events.push(Event::Loaded(self.load(version, &bytes)));
+        }
+        let tokens = self.place(events) + self.decode(events);
+        self.report_load(tokens);
+    }
+
+    fn report_load(&self, tokens: u64) {
+        self.gauges
+            .slots_used
+            .store(self.queue.running() as u32, Ordering::Relaxed);
+        self.gauges
+            .queued
+            .store(self.queue.waiting() as u32, Ordering::Relaxed);
+        self.gauges.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    fn load(&mut self, version: PolicyVersion, bytes: &[u8]) -> AdapterLoaded {
+        let start = Instant::now();
+        let (probe_logprobs, error) = match self.try_load(&version, bytes) {
+            Ok(logprobs) => (logprobs, String::new()),
+            Err(error) => (Vec::new(), error),
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        AdapterLoaded {
+            version: Some(version),
+            probe_logprobs,
+            seconds,
+            error,
+        }
+    }
+
+    /// Returns the probe's log-probs under the adapter.
+    fn try_load(&mut self, version: &PolicyVersion, bytes: &[u8]) -> Result<Vec<f32>, String> {
+        let digest = version
+            .checked_digest()
+            .map_err(|error| error.to_string())?;
+        if sha256(bytes) != digest {
+            return Err(format!(
+                "adapter {}: the bytes have another SHA-256",
+                version.short()
+            ));
+        }
+        let decoder = &self.decoder;
+        let explain = |error: ModelError| format!("adapter {}: {error}", version.short());
+        let adapter =
+            Adapter::from_safetensors(bytes, &self.plan.lora, decoder.config(), decoder.device())
+                .map_err(explain)?;
+        let logprobs = decoder
+            .sequence_log_probs(&self.plan.probe, Some(&adapter), &Distribution::FULL)
+            .map_err(explain)?;
+        if let Some(bad) = logprobs.iter().find(|logprob| !logprob.is_finite()) {
+            return Err(format!(
+                "adapter {}: a log-prob of the probe is {bad}",
+                version.short()
+            ));
+        }
+        self.held = Some(Held { digest, adapter });
+        Ok(logprobs)
+    }
+
+    /// Gives waiting samples free slots and samples their first tokens; returns how many.
+    fn place(&mut self, events: &mut Vec<Event>) -> u64 {
+        let mut tokens = 0;
+        while let Some((slot, sample)) = self.queue.place() {
+            match self.begin(slot, &sample.task, sample.index) {
+                Ok(sequence) => {
+                    tokens += 1;
+                    self.sequences[slot] = Some(sequence);
+                    self.settle(slot, events);
+                }
+                Err(error) => {
+                    self.cache.release(slot);
+                    self.queue.finish(slot);
+                    events.push(Event::Failed(SampleFailed {
+                        group_id: sample.task.group_id,
+                        sample_indices: vec![sample.index],
+                        error,
+                    }));
+                }
+            }
+        }
+        tokens
+    }
+
+    fn begin(
+        &mut self,
+        slot: usize,
+        task: &Arc<GroupTask>,
+        index: u32,
+    ) -> Result<Sequence, String> {
+        let held = self.held.as_ref().ok_or("the worker holds no adapter")?;
+        let known = self.prompts.get(&task.group_id);
+        if known.is_none_or(|prompt| prompt.task.prompt != task.prompt) {
+            let (kv, logits) = self
+                .decoder
+                .prefill(&mut self.cache, &task.prompt, Some(&held.adapter))
+                .map_err(|error| format!("prompt of group {}: {error}", task.group_id))?;
+            self.prompts.insert(
+                task.group_id,
+                Prompt {
+                    task: Arc::clone(task),
+                    kv,
+                    logits,
+                },
+            );
+        }
+        let prompt = self
+            .prompts
+            .get(&task.group_id)
+            .ok_or("the prompt was lost")?;
+        self.cache
+            .attach(slot, &prompt.kv)
+            .map_err(|error| error.to_string())?;
+        let uniforms = Uniforms::new(self.plan.seed, &task.prompt_key, index, &held.digest);
+        let mut sequence = Sequence::new(
+            Arc::clone(task),
+            index,
+            uniforms,
+            self.plan.max_sequence_tokens,
+        );
+        sequence.extend(&prompt.logits, &*self.text, &mut self.scratches[0]);
+        Ok(sequence)
+    }
+
+    /// One token for every slot in use; returns how many.
+    fn decode(&mut self, events: &mut Vec<Event>) -> u64 {
+        let step: Vec<(usize, u32)> = self
+            .sequences
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, sequence)| Some((slot, sequence.as_ref()?.last_token()?)))
+            .collect();
+        if step.is_empty() {
+            return 0;
+        }
+        let adapter = self.held.as_ref().map(|held| &held.adapter);
+        let done = self
+            .decoder
+            .decode(&mut self.cache, &step, adapter)
+            .and_then(|logits| {
+                let mut sequences: Vec<&mut Sequence> =
+                    self.sequences.iter_mut().flatten().collect();
+                extend_all(&mut sequences, &logits, &*self.text, &mut self.scratches)
+            });
+        if let Err(error) = done {
+            for sequence in self.sequences.iter_mut().flatten() {
+                sequence.fail(format!("decoding: {error}"));
+            }
+        }
+        for &(slot, _) in &step {
+            self.settle(slot, events);
+        }
+        step.len() as u64
+    }
+
+    /// Takes an ended sequence out of its slot.
+    fn settle(&mut self, slot: usize, events: &mut Vec<Event>) {
+        let Some(sequence) = self.sequences[slot].take_if(|sequence| sequence.has_ended()) else {
+            return;
+        };
+        self.cache.release(slot);
+        self.queue.finish(slot);
+        let (task, index) = (Arc::clone(sequence.task()), sequence.index());
+        if !self.queue.holds_group(task.group_id) {
+            self.prompts.remove(&task.group_id);
+        }
+        events.push(match sequence.into_completion() {
+            Ok(completion) => Event::Completed {
+                completion,
+                prompt_key: task.prompt_key,
+            },
+            Err(error) => Event::Failed(SampleFailed {
+                group_id: task.group_id,
+                sample_indices: vec![index],
+                error,
+            }),
+        });
+    }
+}
+
+/// Samples a token for each sequence from its row of `logits` `[n, vocab]`, on all threads.
+fn extend_all(
+    sequences: &mut [&mut Sequence],
+    logits: &Tensor,
+    text: &dyn TokenText,
+    scratches: &mut [Scratch],
+) -> Result<(), ModelError> {
+    let (rows, vocab) = logits.dims2()?;
+    let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = logits.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
+        return Err(ModelError::OutOfRange(
+            "logits that are not contiguous on the CPU".into(),
+        ));
+    };
+    let values = &storage.as_slice::<f32>()?[start..end];
+    if rows != sequences.len() {
+        return Err(ModelError::OutOfRange(format!(
+            "{rows} rows of logits for {} sequences",
+            sequences.len()
+        )));
+    }
+    let share = rows.div_ceil(scratches.len()).max(1);
+    sequences
+        .par_chunks_mut(share)
+        .zip(values.par_chunks(share * vocab))
+        .zip(scratches)
+        .for_each(|((sequences, rows), scratch)| {
+            for (sequence, row) in sequences.iter_mut().zip(rows.chunks_exact(vocab)) {
+                sequence.extend(row, text, scratch);
+            }
+        });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

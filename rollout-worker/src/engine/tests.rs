@@ -1,0 +1,451 @@
+//! The engine on a tiny random model.
+
+use std::collections::BTreeMap;
+
+use candle_core::DType;
+use tina_model::{Architecture, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig};
+use tina_proto::v1::{FinishReason, SamplingParams};
+
+use super::*;
+
+const LAYERS: usize = 2;
+const VOCAB: usize = 40;
+const LONGEST: usize = 64;
+
+/// Token 0 is "a", 1 is "b" ...
+struct Letters;
+
+impl TokenText for Letters {
+    fn text(&self, tokens: &[u32]) -> Result<String, String> {
+        Ok(tokens
+            .iter()
+            .map(|&token| char::from(b'a' + (token % 26) as u8))
+            .collect())
+    }
+}
+
+fn config() -> ModelConfig {
+    let json = format!(
+        r#"{{"model_type": "llama", "vocab_size": {VOCAB}, "hidden_size": 16,
+        "intermediate_size": 32, "num_hidden_layers": {LAYERS}, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true}}"#
+    );
+    let config = ModelConfig::from_hf_json(&json).unwrap();
+    assert_eq!(config.architecture, Architecture::Llama);
+    config
+}
+
+fn decoder() -> Arc<Decoder> {
+    // Counted up from a fixed start, so that every test has the same model.
+    let mut uniforms = Uniforms::new(7, &[0; 32], 0, &[0; 32]);
+    let mut tensor = |shape: &[usize], scale: f64| {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| ((uniforms.next_uniform() - 0.5) * scale) as f32)
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let ones = |n: usize| Tensor::ones(n, DType::F32, &Device::Cpu).unwrap();
+    let mut weights = BTreeMap::new();
+    weights.insert(
+        "model.embed_tokens.weight".to_owned(),
+        tensor(&[VOCAB, 16], 3.0),
+    );
+    weights.insert("model.norm.weight".to_owned(), ones(16));
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, tensor: Tensor| {
+            weights.insert(format!("model.layers.{layer}.{name}.weight"), tensor);
+        };
+        add("input_layernorm", ones(16));
+        add("post_attention_layernorm", ones(16));
+        for (name, shape) in [
+            ("self_attn.q_proj", [16, 16]),
+            ("self_attn.k_proj", [8, 16]),
+            ("self_attn.v_proj", [8, 16]),
+            ("self_attn.o_proj", [16, 16]),
+            ("mlp.gate_proj", [32, 16]),
+            ("mlp.up_proj", [32, 16]),
+            ("mlp.down_proj", [16, 32]),
+        ] {
+            add(name, tensor(&shape, 1.0));
+        }
+    }
+    let options = LoadOptions::new(Device::Cpu, false);
+    Arc::new(Decoder::load(&config(), &MapWeights(weights), &options).unwrap())
+}
+
+fn plan() -> RunPlan {
+    RunPlan {
+        seed: 42,
+        lora: LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            rslora: false,
+            target_modules: LoraModule::ALL.to_vec(),
+        },
+        probe: vec![1, 2, 3, 4],
+        vocab_size: VOCAB,
+        max_sequence_tokens: LONGEST,
+    }
+}
+
+/// An adapter that changes what the model says: `shift` moves every parameter.
+fn adapter(shift: f64) -> (PolicyVersion, Vec<u8>) {
+    let adapter = Adapter::init(&plan().lora, &config(), 3, &Device::Cpu).unwrap();
+    let moved = adapter
+        .parameters()
+        .iter()
+        .map(|p| (p + shift).unwrap())
+        .collect();
+    let bytes = adapter
+        .with_parameters(moved)
+        .unwrap()
+        .to_safetensors()
+        .unwrap();
+    (PolicyVersion::of_bytes(1, &bytes), bytes)
+}
+
+struct Bench {
+    engine: Engine,
+    version: PolicyVersion,
+    events: Vec<Event>,
+}
+
+impl Bench {
+    fn new(decoder: &Arc<Decoder>, slots: usize) -> Self {
+        let engine = Engine::new(Arc::clone(decoder), Arc::new(Letters), plan(), slots).unwrap();
+        let mut bench = Self {
+            engine,
+            version: PolicyVersion::default(),
+            events: Vec::new(),
+        };
+        let loaded = bench.load(0.05);
+        assert_eq!(loaded.error, "");
+        bench
+    }
+
+    fn load(&mut self, shift: f64) -> AdapterLoaded {
+        let (version, bytes) = adapter(shift);
+        self.version = version.clone();
+        self.submit(Work::Load {
+            version,
+            bytes,
+            epoch: 1,
+        });
+        self.finish();
+        match self.events.pop() {
+            Some(Event::Loaded(loaded)) => loaded,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn submit(&mut self, work: Work) {
+        self.engine.submit(work, &mut self.events);
+    }
+
+    fn task(&self, group_id: u64, params: SamplingParams) -> Arc<GroupTask> {
+        let length = 3 + group_id % 5;
+        Arc::new(GroupTask {
+            group_id,
+            prompt: (0..length)
+                .map(|i| ((group_id * 7 + i * 3) % VOCAB as u64) as u32)
+                .collect(),
+            prompt_key: [group_id as u8; 32],
+            params,
+            version: self.version.clone(),
+        })
+    }
+
+    fn sample(&mut self, group_id: u64, indices: &[u32], params: SamplingParams) {
+        let task = self.task(group_id, params);
+        self.submit(Work::Sample {
+            task,
+            indices: indices.to_vec(),
+            epoch: 1,
+        });
+    }
+
+    fn finish(&mut self) {
+        while !self.engine.is_idle() {
+            self.engine.step(&mut self.events);
+        }
+    }
+
+    /// Tokens and log-prob bits of every completion, by group and index.
+    fn completions(&mut self) -> Completions {
+        self.finish();
+        let taken = |event| match event {
+            Event::Completed { completion, .. } => {
+                let bits = completion.logprobs.iter().map(|l| l.to_bits()).collect();
+                (
+                    (completion.group_id, completion.sample_index),
+                    (completion.tokens, bits),
+                )
+            }
+            other => panic!("{other:?}"),
+        };
+        self.events.drain(..).map(taken).collect()
+    }
+}
+
+type Completions = BTreeMap<(u64, u32), (Vec<u32>, Vec<u32>)>;
+
+fn params(max_tokens: u32) -> SamplingParams {
+    SamplingParams {
+        temperature: 1.0,
+        top_p: 1.0,
+        max_tokens,
+        stop_token_ids: vec![5],
+        ..SamplingParams::default()
+    }
+}
+
+#[test]
+fn a_sample_is_the_same_alone_and_in_any_company_slot_and_order() {
+    let decoder = decoder();
+    let mut all = Bench::new(&decoder, 16);
+    for group in 0..4 {
+        all.sample(group, &[0, 1, 2, 3], params(20));
+    }
+    let expected = all.completions();
+    assert_eq!(expected.len(), 16);
+    let distinct: std::collections::BTreeSet<_> = expected.values().collect();
+    assert_eq!(distinct.len(), 16, "samples of a group must differ");
+    // Fewer slots than samples, the order turned round, groups in pieces.
+    for slots in [1, 3, 5] {
+        let mut bench = Bench::new(&decoder, slots);
+        for index in [3, 1, 0, 2] {
+            for group in (0..4).rev() {
+                bench.sample(group, &[index], params(20));
+                bench.engine.step(&mut bench.events);
+            }
+        }
+        assert_eq!(bench.completions(), expected, "{slots} slots");
+    }
+    // Alone.
+    let mut bench = Bench::new(&decoder, 2);
+    bench.sample(2, &[3], params(20));
+    assert_eq!(bench.completions()[&(2, 3)], expected[&(2, 3)]);
+}
+
+#[test]
+fn recorded_log_probs_are_those_of_the_whole_sequence_to_the_last_bit() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 3);
+    bench.sample(1, &[0, 1, 2, 3], params(20));
+    let prompt = bench.task(1, params(20)).prompt.clone();
+    let (_, bytes) = adapter(0.05);
+    let adapter =
+        Adapter::from_safetensors(&bytes, &plan().lora, decoder.config(), &Device::Cpu).unwrap();
+    for (tokens, bits) in bench.completions().values() {
+        let whole = [&prompt[..], tokens].concat();
+        let again = decoder
+            .sequence_log_probs(&whole, Some(&adapter), &Distribution::FULL)
+            .unwrap();
+        let again: Vec<u32> = again[prompt.len() - 1..]
+            .iter()
+            .map(|logprob| logprob.to_bits())
+            .collect();
+        assert_eq!(*bits, again);
+    }
+}
+
+#[test]
+fn the_adapter_that_is_loaded_decides_what_is_sampled() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 4);
+    bench.sample(
+        1,
+        &[0],
+        SamplingParams {
+            temperature: 0.0,
+            ..params(20)
+        },
+    );
+    let before = bench.completions();
+    let probe = bench.load(0.05).probe_logprobs;
+    let other = bench.load(-0.2).probe_logprobs;
+    assert_eq!((probe.len(), other.len()), (3, 3));
+    assert_ne!(probe, other);
+    bench.sample(
+        1,
+        &[0],
+        SamplingParams {
+            temperature: 0.0,
+            ..params(20)
+        },
+    );
+    assert_ne!(bench.completions(), before);
+}
+
+#[test]
+fn a_version_that_is_not_held_is_refused_and_named() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 2);
+    let old = bench.task(1, params(5));
+    bench.load(0.1);
+    bench.submit(Work::Sample {
+        task: Arc::clone(&old),
+        indices: vec![4],
+        epoch: 1,
+    });
+    let [Event::Failed(failed)] = &bench.events[..] else {
+        panic!("{:?}", bench.events)
+    };
+    assert_eq!((failed.group_id, &failed.sample_indices[..]), (1, &[4][..]));
+    assert!(
+        failed.error.contains(&old.version.short().to_string()),
+        "{}",
+        failed.error
+    );
+    let held = &bench.version.digest_hex()[..8];
+    assert!(failed.error.contains(held), "{}", failed.error);
+}
+
+#[test]
+fn bytes_that_are_not_the_version_leave_the_old_adapter_in_place() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 2);
+    let (version, _) = adapter(0.1);
+    for bytes in [b"nonsense".to_vec(), adapter(0.2).1] {
+        bench.submit(Work::Load {
+            version: version.clone(),
+            bytes,
+            epoch: 1,
+        });
+        bench.finish();
+        let Some(Event::Loaded(loaded)) = bench.events.pop() else {
+            panic!("no answer")
+        };
+        assert!(loaded.error.contains("SHA-256"), "{}", loaded.error);
+    }
+    let nonsense = b"nonsense".to_vec();
+    let named = PolicyVersion::of_bytes(1, &nonsense);
+    bench.submit(Work::Load {
+        version: named,
+        bytes: nonsense,
+        epoch: 1,
+    });
+    bench.finish();
+    let Some(Event::Loaded(loaded)) = bench.events.pop() else {
+        panic!("no answer")
+    };
+    assert!(!loaded.error.is_empty() && loaded.probe_logprobs.is_empty());
+    bench.sample(1, &[0], params(5));
+    assert_eq!(bench.completions().len(), 1);
+}
+
+#[test]
+fn samples_under_way_end_under_the_old_adapter() {
+    let decoder = decoder();
+    let mut plain = Bench::new(&decoder, 2);
+    plain.sample(1, &[0, 1, 2], params(20));
+    let expected = plain.completions();
+    let mut bench = Bench::new(&decoder, 2);
+    bench.sample(1, &[0, 1, 2], params(20));
+    bench.engine.step(&mut bench.events);
+    let (version, bytes) = adapter(-0.2);
+    bench.submit(Work::Load {
+        version,
+        bytes,
+        epoch: 1,
+    });
+    bench.finish();
+    assert!(
+        matches!(bench.events.pop(), Some(Event::Loaded(_))),
+        "the load comes last"
+    );
+    assert_eq!(bench.completions(), expected);
+}
+
+#[test]
+fn never_more_than_the_slots_are_decoded_and_the_rest_waits() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 3);
+    bench.sample(1, &[0, 1, 2, 3, 4, 5, 6], params(6));
+    let gauges = bench.engine.gauges();
+    let mut most = 0;
+    while !bench.engine.is_idle() {
+        bench.engine.step(&mut bench.events);
+        let used = gauges.slots_used.load(Ordering::Relaxed);
+        most = most.max(used);
+        assert!(used <= 3);
+    }
+    assert_eq!(most, 3);
+    let tokens: usize = bench
+        .completions()
+        .values()
+        .map(|(tokens, _)| tokens.len())
+        .sum();
+    assert_eq!(gauges.tokens.load(Ordering::Relaxed), tokens as u64);
+}
+
+#[test]
+fn cancelled_samples_leave_their_slots_and_disturb_nobody() {
+    let decoder = decoder();
+    let mut plain = Bench::new(&decoder, 8);
+    plain.sample(1, &[0, 1], params(20));
+    plain.sample(2, &[0, 1], params(20));
+    let mut expected = plain.completions();
+    expected.retain(|(group, index), _| *group == 2 || *index == 1);
+    let mut bench = Bench::new(&decoder, 2);
+    bench.sample(1, &[0, 1], params(20));
+    bench.sample(2, &[0, 1], params(20));
+    bench.sample(3, &[0, 1], params(20));
+    bench.engine.step(&mut bench.events);
+    bench.submit(Work::Cancel {
+        group_id: 1,
+        indices: vec![0],
+    });
+    bench.submit(Work::Cancel {
+        group_id: 3,
+        indices: vec![],
+    });
+    assert_eq!(bench.completions(), expected);
+    assert!(bench.engine.prompts.is_empty());
+}
+
+#[test]
+fn stop_tokens_stop_strings_and_limits_end_completions() {
+    let decoder = decoder();
+    let mut bench = Bench::new(&decoder, 4);
+    let free = SamplingParams {
+        stop_token_ids: vec![],
+        ..params(LONGEST as u32)
+    };
+    bench.sample(1, &[0], free.clone());
+    let (tokens, _) = bench.completions()[&(1, 0)].clone();
+    let prompt = bench.task(1, free.clone()).prompt.len();
+    assert_eq!(tokens.len(), LONGEST - prompt, "the sequence limit");
+    // Each way to stop, at a token that is known to come.
+    let third = SamplingParams {
+        stop_token_ids: vec![tokens[2]],
+        ..free.clone()
+    };
+    let text = Letters.text(&tokens).unwrap();
+    let string = SamplingParams {
+        stop: vec![text[3..6].to_owned()],
+        ..free.clone()
+    };
+    let limit = SamplingParams {
+        max_tokens: 4,
+        ..free
+    };
+    let first_end = text.find(&text[3..6]).unwrap() + 3;
+    let first_stop = tokens.iter().position(|token| *token == tokens[2]).unwrap() + 1;
+    for (params, length, reason) in [
+        (third, first_stop, FinishReason::Stop),
+        (string, first_end, FinishReason::Stop),
+        (limit, 4, FinishReason::Length),
+    ] {
+        bench.sample(1, &[0], params);
+        bench.finish();
+        let Some(Event::Completed { completion, .. }) = bench.events.pop() else {
+            panic!("no completion")
+        };
+        assert_eq!(completion.tokens, tokens[..length]);
+        assert_eq!(completion.finish_reason(), reason);
+    }
+}
