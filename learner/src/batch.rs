@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use tina_model::Distribution;
 use tina_proto::v1::{
-    BeginStep, Completion, EndStep, FinishReason, PolicyVersion, SamplingParams, TrainingCompletion,
-    TrainingGroup,
+    BeginStep, Completion, EndStep, FinishReason, PolicyVersion, SamplingParams,
+    TrainingCompletion, TrainingGroup,
 };
 
 /// A log-prob above this can't be a probability, whatever the rounding.
@@ -131,7 +131,10 @@ impl Assembly {
                 held: held.short().to_string(),
             })
         } else if begin.groups == 0 {
-            Some(BatchError::GroupCount { expected: 0, found: 0 })
+            Some(BatchError::GroupCount {
+                expected: 0,
+                found: 0,
+            })
         } else {
             None
         };
@@ -140,7 +143,10 @@ impl Assembly {
             expected: begin.groups,
             seen: BTreeSet::new(),
             received: 0,
-            batch: Batch { version: asked, groups: Vec::new() },
+            batch: Batch {
+                version: asked,
+                groups: Vec::new(),
+            },
             error,
         }
     }
@@ -157,8 +163,10 @@ impl Assembly {
             return;
         }
         if self.received > u64::from(self.expected) {
-            self.error =
-                Some(BatchError::GroupCount { expected: self.expected, found: self.received });
+            self.error = Some(BatchError::GroupCount {
+                expected: self.expected,
+                found: self.received,
+            });
             return;
         }
         match self.check(group) {
@@ -174,10 +182,16 @@ impl Assembly {
             return Err(error);
         }
         if end.step != expected {
-            return Err(BatchError::WrongStep { expected, found: end.step });
+            return Err(BatchError::WrongStep {
+                expected,
+                found: end.step,
+            });
         }
         if self.received != u64::from(self.expected) {
-            return Err(BatchError::GroupCount { expected: self.expected, found: self.received });
+            return Err(BatchError::GroupCount {
+                expected: self.expected,
+                found: self.received,
+            });
         }
         Ok(self.batch)
     }
@@ -194,8 +208,11 @@ impl Assembly {
         if group.completions.is_empty() {
             return Err(bad("it has no completions".to_owned()));
         }
-        self.check_tokens(&group.prompt_tokens).map_err(|problem| bad(format!("prompt: {problem}")))?;
-        let params = group.params.ok_or_else(|| bad("its sampling parameters are missing".to_owned()))?;
+        self.check_tokens(&group.prompt_tokens)
+            .map_err(|problem| bad(format!("prompt: {problem}")))?;
+        let params = group
+            .params
+            .ok_or_else(|| bad("its sampling parameters are missing".to_owned()))?;
         let distribution = distribution(&params).map_err(bad)?;
 
         let prompt = group.prompt_tokens.len();
@@ -204,10 +221,18 @@ impl Assembly {
             samples.push(self.check_sample(id, prompt, completion)?);
         }
         samples.sort_by_key(|sample| sample.index);
-        if let Some(twice) = samples.windows(2).find(|pair| pair[0].index == pair[1].index) {
+        if let Some(twice) = samples
+            .windows(2)
+            .find(|pair| pair[0].index == pair[1].index)
+        {
             return Err(bad(format!("sample {} came twice", twice[0].index)));
         }
-        Ok(Group { id, prompt: group.prompt_tokens, distribution, samples })
+        Ok(Group {
+            id,
+            prompt: group.prompt_tokens,
+            distribution,
+            samples,
+        })
     }
 
     fn check_sample(
@@ -221,7 +246,11 @@ impl Assembly {
             return Err(BatchError::Group { group, problem });
         };
         let index = completion.sample_index;
-        let bad = |problem: String| BatchError::Sample { group, sample: index, problem };
+        let bad = |problem: String| BatchError::Sample {
+            group,
+            sample: index,
+            problem,
+        };
         if completion.group_id != group {
             return Err(bad(format!("it belongs to group {}", completion.group_id)));
         }
@@ -237,10 +266,16 @@ impl Assembly {
             )));
         }
         if completion.logprobs.len() != tokens {
-            return Err(bad(format!("{tokens} tokens, but {} log-probs", completion.logprobs.len())));
+            return Err(bad(format!(
+                "{tokens} tokens, but {} log-probs",
+                completion.logprobs.len()
+            )));
         }
         self.check_tokens(&completion.tokens).map_err(bad)?;
-        let odd = completion.logprobs.iter().position(|p| !p.is_finite() || *p > LOGPROB_CEILING);
+        let odd = completion
+            .logprobs
+            .iter()
+            .position(|p| !p.is_finite() || *p > LOGPROB_CEILING);
         if let Some(at) = odd {
             let found = completion.logprobs[at];
             return Err(bad(format!("the log-prob of token {at} is {found}")));
@@ -266,9 +301,10 @@ impl Assembly {
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), String> {
         let vocab = self.limits.vocab_size;
         match tokens.iter().position(|token| *token as usize >= vocab) {
-            Some(at) => {
-                Err(format!("token {at} is {}; the vocabulary has {vocab}", tokens[at]))
-            }
+            Some(at) => Err(format!(
+                "token {at} is {}; the vocabulary has {vocab}",
+                tokens[at]
+            )),
             None => Ok(()),
         }
     }
@@ -280,12 +316,17 @@ impl Assembly {
             return Err("no version is given for its first token".to_owned());
         }
         if spans.windows(2).any(|pair| pair[0].start >= pair[1].start)
-            || spans.iter().any(|span| span.start as usize >= completion.tokens.len())
+            || spans
+                .iter()
+                .any(|span| span.start as usize >= completion.tokens.len())
         {
             return Err("its version spans are out of order".to_owned());
         }
         let held = &self.batch.version;
-        match spans.iter().find(|span| span.version.as_ref() != Some(held)) {
+        match spans
+            .iter()
+            .find(|span| span.version.as_ref() != Some(held))
+        {
             Some(span) => {
                 let found = span.version.clone().unwrap_or_default();
                 Err(format!(
@@ -302,9 +343,17 @@ impl Assembly {
 
 /// What tokens under these parameters are sampled from.
 fn distribution(params: &SamplingParams) -> Result<Distribution, String> {
-    let SamplingParams { temperature, top_p, top_k, min_p, .. } = *params;
+    let SamplingParams {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        ..
+    } = *params;
     if !(temperature.is_finite() && temperature >= 0.0) {
-        return Err(format!("temperature {temperature} is not a number of 0 or more"));
+        return Err(format!(
+            "temperature {temperature} is not a number of 0 or more"
+        ));
     }
     if !(top_p > 0.0 && top_p <= 1.0) {
         return Err(format!("top_p {top_p} does not lie in (0, 1]"));
@@ -312,7 +361,12 @@ fn distribution(params: &SamplingParams) -> Result<Distribution, String> {
     if !(0.0..1.0).contains(&min_p) {
         return Err(format!("min_p {min_p} does not lie in [0, 1)"));
     }
-    Ok(Distribution { temperature, top_p, top_k, min_p })
+    Ok(Distribution {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+    })
 }
 
 #[cfg(test)]
@@ -321,7 +375,10 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { vocab_size: 100, max_sequence_tokens: 8 };
+    const LIMITS: Limits = Limits {
+        vocab_size: 100,
+        max_sequence_tokens: 8,
+    };
 
     fn version() -> PolicyVersion {
         PolicyVersion::new(4, [7; 32])
@@ -335,7 +392,10 @@ mod tests {
                 tokens: tokens.to_vec(),
                 logprobs: vec![-0.5; tokens.len()],
                 finish_reason: FinishReason::Stop.into(),
-                versions: vec![VersionSpan { start: 0, version: Some(version()) }],
+                versions: vec![VersionSpan {
+                    start: 0,
+                    version: Some(version()),
+                }],
                 decode_seconds: 0.1,
             }),
             reward: 1.0,
@@ -348,19 +408,33 @@ mod tests {
             group_id: id,
             prompt_tokens: vec![1, 2, 3],
             completions: vec![completion(id, 1, &[4, 5]), completion(id, 0, &[6])],
-            params: Some(SamplingParams { temperature: 0.7, top_p: 1.0, ..Default::default() }),
+            params: Some(SamplingParams {
+                temperature: 0.7,
+                top_p: 1.0,
+                ..Default::default()
+            }),
         }
     }
 
     fn begin(groups: u32) -> Assembly {
-        Assembly::begin(BeginStep { version: Some(version()), groups }, &version(), LIMITS)
+        Assembly::begin(
+            BeginStep {
+                version: Some(version()),
+                groups,
+            },
+            &version(),
+            LIMITS,
+        )
     }
 
     /// The error of a step of this one group.
     fn refusal(group: TrainingGroup) -> String {
         let mut assembly = begin(1);
         assembly.push(group);
-        assembly.finish(&EndStep { step: 5 }).unwrap_err().to_string()
+        assembly
+            .finish(&EndStep { step: 5 })
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -368,12 +442,18 @@ mod tests {
         let mut assembly = begin(2);
         let mut second = group(3);
         second.completions[0].judged = false;
-        second.completions[1].completion.as_mut().unwrap().finish_reason =
-            FinishReason::Length.into();
+        second.completions[1]
+            .completion
+            .as_mut()
+            .unwrap()
+            .finish_reason = FinishReason::Length.into();
         assembly.push(group(9));
         assembly.push(second);
         let batch = assembly.finish(&EndStep { step: 5 }).unwrap();
-        assert_eq!(batch.groups.iter().map(|g| g.id).collect::<Vec<_>>(), [9, 3]);
+        assert_eq!(
+            batch.groups.iter().map(|g| g.id).collect::<Vec<_>>(),
+            [9, 3]
+        );
         let samples = &batch.groups[1].samples;
         assert_eq!((samples[0].index, &samples[0].tokens), (0, &vec![6]));
         assert_eq!((samples[0].reward, samples[0].truncated), (Some(1.0), true));
@@ -382,12 +462,21 @@ mod tests {
 
     #[test]
     fn a_step_from_another_version_is_refused() {
-        for other in [PolicyVersion::new(4, [8; 32]), PolicyVersion::new(3, [7; 32])] {
-            let begin = BeginStep { version: Some(other), groups: 1 };
+        for other in [
+            PolicyVersion::new(4, [8; 32]),
+            PolicyVersion::new(3, [7; 32]),
+        ] {
+            let begin = BeginStep {
+                version: Some(other),
+                groups: 1,
+            };
             let mut assembly = Assembly::begin(begin, &version(), LIMITS);
             assembly.push(group(1));
             let error = assembly.finish(&EndStep { step: 5 }).unwrap_err();
-            assert!(matches!(error, BatchError::UnknownVersion { .. }), "{error}");
+            assert!(
+                matches!(error, BatchError::UnknownVersion { .. }),
+                "{error}"
+            );
         }
     }
 
@@ -395,9 +484,15 @@ mod tests {
     fn a_completion_of_another_version_is_refused_by_name() {
         let mut bad = group(2);
         let spans = &mut bad.completions[0].completion.as_mut().unwrap().versions;
-        spans.push(VersionSpan { start: 1, version: Some(PolicyVersion::new(3, [9; 32])) });
+        spans.push(VersionSpan {
+            start: 1,
+            version: Some(PolicyVersion::new(3, [9; 32])),
+        });
         let error = refusal(bad);
-        assert!(error.contains("group 2, sample 1") && error.contains("3:09090909"), "{error}");
+        assert!(
+            error.contains("group 2, sample 1") && error.contains("3:09090909"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -407,23 +502,53 @@ mod tests {
             ids.iter().for_each(|id| assembly.push(group(*id)));
             assembly.finish(&EndStep { step: 5 }).unwrap_err()
         };
-        assert_eq!(finish(2, &[1]), BatchError::GroupCount { expected: 2, found: 1 });
-        assert_eq!(finish(1, &[1, 2]), BatchError::GroupCount { expected: 1, found: 2 });
-        assert_eq!(finish(0, &[]), BatchError::GroupCount { expected: 0, found: 0 });
+        assert_eq!(
+            finish(2, &[1]),
+            BatchError::GroupCount {
+                expected: 2,
+                found: 1
+            }
+        );
+        assert_eq!(
+            finish(1, &[1, 2]),
+            BatchError::GroupCount {
+                expected: 1,
+                found: 2
+            }
+        );
+        assert_eq!(
+            finish(0, &[]),
+            BatchError::GroupCount {
+                expected: 0,
+                found: 0
+            }
+        );
         assert!(finish(2, &[1, 1]).to_string().contains("came twice"));
         let mut assembly = begin(1);
         assembly.push(group(1));
         let error = assembly.finish(&EndStep { step: 6 }).unwrap_err();
-        assert_eq!(error, BatchError::WrongStep { expected: 5, found: 6 });
+        assert_eq!(
+            error,
+            BatchError::WrongStep {
+                expected: 5,
+                found: 6
+            }
+        );
     }
 
     #[test]
     fn whatever_is_wrong_in_a_completion_is_named() {
         type Spoil = fn(&mut Completion);
         let cases: [(&str, Spoil); 10] = [
-            ("token 1 is 100; the vocabulary has 100", |c| c.tokens[1] = 100),
-            ("the log-prob of token 0 is NaN", |c| c.logprobs[0] = f32::NAN),
-            ("the log-prob of token 1 is -inf", |c| c.logprobs[1] = f32::NEG_INFINITY),
+            ("token 1 is 100; the vocabulary has 100", |c| {
+                c.tokens[1] = 100
+            }),
+            ("the log-prob of token 0 is NaN", |c| {
+                c.logprobs[0] = f32::NAN
+            }),
+            ("the log-prob of token 1 is -inf", |c| {
+                c.logprobs[1] = f32::NEG_INFINITY
+            }),
             ("the log-prob of token 1 is 0.5", |c| c.logprobs[1] = 0.5),
             ("2 tokens, but 1 log-probs", |c| c.logprobs.truncate(1)),
             ("it has no tokens", |c| c.tokens.clear()),
@@ -451,19 +576,28 @@ mod tests {
             ("its prompt is empty", |g| g.prompt_tokens.clear()),
             ("prompt: token 2 is 4000", |g| g.prompt_tokens[2] = 4000),
             ("it has no completions", |g| g.completions.clear()),
-            ("a completion is missing", |g| g.completions[1].completion = None),
+            ("a completion is missing", |g| {
+                g.completions[1].completion = None
+            }),
             ("sample 0 came twice", |g| {
                 g.completions[0].completion.as_mut().unwrap().sample_index = 0;
             }),
             ("sampling parameters are missing", |g| g.params = None),
-            ("temperature NaN", |g| g.params.as_mut().unwrap().temperature = f32::NAN),
-            ("its reward is inf", |g| g.completions[0].reward = f64::INFINITY),
+            ("temperature NaN", |g| {
+                g.params.as_mut().unwrap().temperature = f32::NAN
+            }),
+            ("its reward is inf", |g| {
+                g.completions[0].reward = f64::INFINITY
+            }),
         ];
         for (expected, spoil) in cases {
             let mut bad = group(2);
             spoil(&mut bad);
             let error = refusal(bad);
-            assert!(error.starts_with("group 2") && error.contains(expected), "{error}");
+            assert!(
+                error.starts_with("group 2") && error.contains(expected),
+                "{error}"
+            );
         }
     }
 }

@@ -2,8 +2,16 @@
 
 pub mod adamw;
 pub mod advantage;
+pub mod batch;
 pub mod checkpoint;
 pub mod loss;
+mod memory;
 pub mod micro_batch;
+mod moments;
 pub mod schedule;
-pub mod seed;
+mod seed;
+pub mod settings;
+pub mod step;
+#[cfg(test)]
+mod testing;
+pub mod trainer;

@@ -11,6 +11,8 @@ pub struct Part {
     pub group: usize,
     /// Indices of its samples.
     pub samples: Vec<usize>,
+    /// Place of the first of them among the group's computed samples: not 0 where it was split.
+    pub offset: usize,
 }
 
 /// One forward and backward pass.
@@ -61,14 +63,16 @@ pub fn cut(groups: &[GroupShape], budget: usize) -> Vec<MicroBatch> {
         let mut part = Part {
             group: shape.group,
             samples: Vec::new(),
+            offset: 0,
         };
         open.rows += shape.prompt;
-        for &(sample, tokens) in &shape.samples {
+        for (place, &(sample, tokens)) in shape.samples.iter().enumerate() {
             let rows = completion_rows(tokens);
             if !part.samples.is_empty() && open.rows + rows > budget {
                 let next = Part {
                     group: shape.group,
                     samples: Vec::new(),
+                    offset: place,
                 };
                 open.parts.push(std::mem::replace(&mut part, next));
                 passes.push(std::mem::take(&mut open));
@@ -99,10 +103,12 @@ mod tests {
         }
     }
 
+    /// In these tests every sample is computed, so its index is its place.
     fn part(group: usize, samples: &[usize]) -> Part {
         Part {
             group,
             samples: samples.to_vec(),
+            offset: samples[0],
         }
     }
 

@@ -3,12 +3,12 @@
 use sha2::{Digest as _, Sha256};
 
 /// Seed of the initial adapter.
-pub fn adapter(run_seed: u64) -> u64 {
+pub(crate) fn adapter(run_seed: u64) -> u64 {
     derive(b"tina learner: initial adapter", &[run_seed])
 }
 
 /// Seed of LoRA dropout in one optimiser update of one step.
-pub fn dropout(run_seed: u64, step: u64, iteration: u32) -> u64 {
+pub(crate) fn dropout(run_seed: u64, step: u64, iteration: u32) -> u64 {
     derive(
         b"tina learner: dropout",
         &[run_seed, step, iteration.into()],

@@ -18,7 +18,10 @@ pub struct SpecError {
 }
 
 fn bad(key: &'static str, problem: impl Into<String>) -> SpecError {
-    SpecError { key, problem: problem.into() }
+    SpecError {
+        key,
+        problem: problem.into(),
+    }
 }
 
 /// Refuses a value that is not finite or lies outside `[low, high]`.
@@ -26,11 +29,18 @@ fn within(key: &'static str, value: f64, low: f64, high: f64) -> Result<f64, Spe
     if value.is_finite() && value >= low && value <= high {
         return Ok(value);
     }
-    Err(bad(key, format!("{value} does not lie between {low} and {high}")))
+    Err(bad(
+        key,
+        format!("{value} does not lie between {low} and {high}"),
+    ))
 }
 
 fn at_least_one(key: &'static str, value: u64) -> Result<u64, SpecError> {
-    if value == 0 { Err(bad(key, "it must be at least 1")) } else { Ok(value) }
+    if value == 0 {
+        Err(bad(key, "it must be at least 1"))
+    } else {
+        Ok(value)
+    }
 }
 
 /// What the training step is made of.
@@ -93,13 +103,14 @@ impl Settings {
         if spec.probe_tokens.len() < 2 {
             return Err(bad("probe_tokens", "it needs at least 2 tokens"));
         }
-        let source = model.source.parse().map_err(|error| bad("model.source", format!("{error}")));
-        let dtype = model.dtype.parse().map_err(|error| bad("model.dtype", format!("{error}")));
         Ok(Self {
             run_id: spec.run_id.clone(),
             run_dir: spec.run_dir.clone(),
-            source: source?,
-            dtype: dtype?,
+            source: model
+                .source
+                .parse::<ModelSource>()
+                .map_err(|error| bad("model.source", error.to_string()))?,
+            dtype: dtype(&model.dtype)?,
             max_sequence_tokens: at_least_one(
                 "max_sequence_tokens",
                 spec.max_sequence_tokens.into(),
@@ -136,7 +147,12 @@ impl TrainSettings {
                 eps: within("learner.eps", learner.eps, f64::MIN_POSITIVE, 1.0)?,
                 weight_decay: within("learner.weight_decay", learner.weight_decay, 0.0, 1e3)?,
             },
-            max_grad_norm: within("learner.max_grad_norm", learner.max_grad_norm, 0.0, f64::MAX)?,
+            max_grad_norm: within(
+                "learner.max_grad_norm",
+                learner.max_grad_norm,
+                0.0,
+                f64::MAX,
+            )?,
             micro_batch_tokens: at_least_one(
                 "learner.micro_batch_tokens",
                 learner.micro_batch_tokens.into(),
@@ -147,9 +163,24 @@ impl TrainSettings {
     }
 }
 
+fn dtype(name: &str) -> Result<Dtype, SpecError> {
+    match name {
+        "auto" => Ok(Dtype::Auto),
+        "f32" => Ok(Dtype::F32),
+        "bf16" => Ok(Dtype::Bf16),
+        other => Err(bad(
+            "model.dtype",
+            format!("\"{other}\" is none of auto, f32, bf16"),
+        )),
+    }
+}
+
 fn loss(spec: &AlgorithmSpec) -> Result<Loss, SpecError> {
     Ok(Loss {
-        aggregation: spec.loss.parse::<Aggregation>().map_err(|e| bad("algorithm.loss", e))?,
+        aggregation: spec
+            .loss
+            .parse::<Aggregation>()
+            .map_err(|e| bad("algorithm.loss", e))?,
         clip_low: within("algorithm.clip_low", spec.clip_low, 0.0, 1.0)?,
         clip_high: within("algorithm.clip_high", spec.clip_high, 0.0, f64::MAX)?,
         kl_beta: within("algorithm.kl_beta", spec.kl_beta, 0.0, f64::MAX)?,
@@ -185,7 +216,10 @@ mod tests {
         RunSpec {
             run_id: "test".to_owned(),
             seed: 7,
-            model: Some(ModelSpec { source: "hf:org/name".to_owned(), dtype: "f32".to_owned() }),
+            model: Some(ModelSpec {
+                source: "hf:org/name".to_owned(),
+                dtype: "f32".to_owned(),
+            }),
             lora: Some(LoraSpec {
                 rank: 4,
                 alpha: 8.0,
@@ -228,10 +262,16 @@ mod tests {
         assert_eq!(train.lora.target_modules, [LoraModule::Q, LoraModule::Down]);
         assert_eq!(train.loss.aggregation, Aggregation::TokenMean);
         assert_eq!((train.loss.clip_high, train.loss.kl_beta), (0.28, 0.04));
-        assert_eq!((train.iterations, train.mask_truncated, train.recompute), (2, true, true));
+        assert_eq!(
+            (train.iterations, train.mask_truncated, train.recompute),
+            (2, true, true)
+        );
         assert_eq!(train.schedule.warmup_steps, 3);
         assert_eq!(train.optimiser.beta2, 0.95);
-        assert_eq!((settings.max_sequence_tokens, settings.checkpoint_every), (64, 1));
+        assert_eq!(
+            (settings.max_sequence_tokens, settings.checkpoint_every),
+            (64, 1)
+        );
     }
 
     #[test]
@@ -239,11 +279,19 @@ mod tests {
         type Spoil = fn(&mut RunSpec);
         let cases: [(&str, Spoil); 9] = [
             ("model:", |s| s.model = None),
-            ("model.source", |s| s.model.as_mut().unwrap().source = "what?".to_owned()),
-            ("lora.target_modules", |s| s.lora.as_mut().unwrap().target_modules.clear()),
+            ("model.source", |s| {
+                s.model.as_mut().unwrap().source = "hf:".to_owned()
+            }),
+            ("lora.target_modules", |s| {
+                s.lora.as_mut().unwrap().target_modules.clear()
+            }),
             ("lora.rank", |s| s.lora.as_mut().unwrap().rank = 0),
-            ("algorithm.loss", |s| s.algorithm.as_mut().unwrap().loss = "ppo".to_owned()),
-            ("algorithm.iterations", |s| s.algorithm.as_mut().unwrap().iterations = 0),
+            ("algorithm.loss", |s| {
+                s.algorithm.as_mut().unwrap().loss = "ppo".to_owned()
+            }),
+            ("algorithm.iterations", |s| {
+                s.algorithm.as_mut().unwrap().iterations = 0
+            }),
             ("learner.lr", |s| s.learner.as_mut().unwrap().lr = f64::NAN),
             ("learner.beta1", |s| s.learner.as_mut().unwrap().beta1 = 1.0),
             ("probe_tokens", |s| s.probe_tokens.truncate(1)),

@@ -1,0 +1,295 @@
+//! The gradient of one batch: advantages, passes of bounded size, log-probs, loss, backward.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::Instant,
+};
+
+use candle_core::Tensor;
+use tina_model::{
+    Adapter, Decoder, Distribution, Dropout, ForwardOptions, Keep, PackedRows, Target, TokenLogProb,
+};
+
+use crate::{
+    advantage::group_advantages,
+    batch::Batch,
+    loss::{Loss, LossStats, Normaliser, Terms},
+    micro_batch::{GroupShape, MicroBatch, cut},
+    settings::TrainSettings,
+    trainer::TrainError,
+};
+
+/// How far a step is; shared with whoever reports it, or calls it off.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU32,
+    total: AtomicU32,
+    cancelled: AtomicBool,
+}
+
+impl Progress {
+    /// Completions that have been through backward, and of how many.
+    pub fn done_of_total(&self) -> (u32, u32) {
+        (
+            self.done.load(Ordering::Relaxed),
+            self.total.load(Ordering::Relaxed),
+        )
+    }
+
+    /// The step ends before its next pass, and changes nothing.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn begin(&self, total: usize) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total as u32, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// What a step has cost so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) rows_forwarded: u64,
+    pub(crate) seconds_forward: f64,
+    pub(crate) seconds_backward: f64,
+}
+
+/// What one pass over the whole batch yields.
+#[derive(Debug)]
+pub(crate) struct BatchGradient {
+    /// In the order of the adapter's parameters; none when no completion has a gradient.
+    pub(crate) gradients: Option<Vec<Tensor>>,
+    pub(crate) stats: LossStats,
+    /// Sum over the trained tokens.
+    pub(crate) entropy: f64,
+    pub(crate) completions: u32,
+}
+
+/// A batch made ready: who is in the loss, with which advantage, in which pass.
+pub(crate) struct Work<'a> {
+    batch: &'a Batch,
+    advantages: Vec<Vec<f64>>,
+    normaliser: Normaliser,
+    passes: Vec<Pass>,
+}
+
+struct Pass {
+    cut: MicroBatch,
+    /// Log-probs under the base model, once they are computed.
+    base: Option<Vec<f32>>,
+}
+
+impl<'a> Work<'a> {
+    /// Completions that could not be judged, and truncated ones where those are masked, are not in
+    /// the loss. One with advantage 0 is, but needs no pass where there is no KL term: it adds
+    /// exactly nothing.
+    pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings) -> Self {
+        let mut normaliser = Normaliser::default();
+        let mut advantages = Vec::with_capacity(batch.groups.len());
+        let mut shapes = Vec::with_capacity(batch.groups.len());
+        for (index, group) in batch.groups.iter().enumerate() {
+            let rewards: Vec<_> = group.samples.iter().map(|sample| sample.reward).collect();
+            let own = group_advantages(&rewards);
+            let mut samples = Vec::new();
+            for (s, sample) in group.samples.iter().enumerate() {
+                if sample.reward.is_none() || (settings.mask_truncated && sample.truncated) {
+                    continue;
+                }
+                normaliser.count(sample.tokens.len());
+                if own[s] != 0.0 || settings.loss.kl_beta > 0.0 {
+                    samples.push((s, sample.tokens.len()));
+                }
+            }
+            let same = |g: &crate::batch::Group| g.distribution == group.distribution;
+            let kind = batch.groups.iter().position(same).unwrap_or(index);
+            shapes.push(GroupShape {
+                group: index,
+                prompt: group.prompt.len(),
+                samples,
+                kind,
+            });
+            advantages.push(own);
+        }
+        let passes = cut(&shapes, settings.micro_batch_tokens);
+        let passes = passes
+            .into_iter()
+            .map(|cut| Pass { cut, base: None })
+            .collect();
+        Self {
+            batch,
+            advantages,
+            normaliser,
+            passes,
+        }
+    }
+
+    /// Completions that go through a pass.
+    pub(crate) fn completions(&self) -> usize {
+        let parts = self.passes.iter().flat_map(|pass| &pass.cut.parts);
+        parts.map(|part| part.samples.len()).sum()
+    }
+
+    /// Loss and gradient of the whole batch under `adapter`, accumulated in one fixed order.
+    pub(crate) fn gradient(
+        &mut self,
+        decoder: &Decoder,
+        settings: &TrainSettings,
+        adapter: &Adapter,
+        dropout: Option<Dropout>,
+        progress: &Progress,
+        cost: &mut Cost,
+    ) -> Result<BatchGradient, TrainError> {
+        let keep = if settings.recompute {
+            Keep::LayerInputs
+        } else {
+            Keep::Activations
+        };
+        let options = ForwardOptions { keep, dropout };
+        let mut sum: Option<Vec<Tensor>> = None;
+        let mut stats = LossStats::default();
+        let mut entropy = 0.0;
+        let mut completions = 0;
+        let Self {
+            batch,
+            advantages,
+            normaliser,
+            passes,
+        } = self;
+        for pass in passes {
+            if progress.is_cancelled() {
+                return Err(TrainError::Cancelled);
+            }
+            let started = Instant::now();
+            let packed = Packed::new(batch, &pass.cut);
+            if settings.loss.kl_beta > 0.0 && pass.base.is_none() {
+                let scored = packed.forward(decoder, None, &ForwardOptions::default())?.1;
+                pass.base = Some(scored.iter().map(|token| token.logprob).collect());
+                cost.rows_forwarded += packed.rows.len() as u64;
+            }
+            let (tape, scored) = packed.forward(decoder, Some(adapter), &options)?;
+            cost.rows_forwarded += packed.rows.len() as u64;
+            entropy += scored
+                .iter()
+                .map(|token| f64::from(token.entropy))
+                .sum::<f64>();
+            let slopes = packed.loss(
+                &settings.loss,
+                advantages,
+                normaliser,
+                &scored,
+                pass.base.as_deref(),
+                &mut stats,
+            );
+            let forwarded = Instant::now();
+            let hidden = tape.hidden().clone();
+            let d_hidden =
+                decoder.log_probs_backward(&hidden, &packed.targets, &packed.dist, &slopes)?;
+            drop(hidden);
+            let gradients = decoder.backward(tape, &d_hidden, adapter)?;
+            sum = Some(match sum {
+                None => gradients,
+                Some(sum) => sum
+                    .iter()
+                    .zip(&gradients)
+                    .map(|(sum, gradient)| sum + gradient)
+                    .collect::<Result<_, _>>()?,
+            });
+            decoder.device().synchronize()?;
+            completions += packed.completions.len() as u32;
+            progress
+                .done
+                .fetch_add(packed.completions.len() as u32, Ordering::Relaxed);
+            cost.seconds_forward += (forwarded - started).as_secs_f64();
+            cost.seconds_backward += forwarded.elapsed().as_secs_f64();
+        }
+        Ok(BatchGradient {
+            gradients: sum,
+            stats,
+            entropy,
+            completions,
+        })
+    }
+}
+
+/// The rows of one pass, and where in them each completion's tokens are predicted.
+struct Packed<'a> {
+    batch: &'a Batch,
+    rows: PackedRows,
+    targets: Vec<Target>,
+    /// Group and sample of each completion, in the order of `targets`.
+    completions: Vec<(usize, usize)>,
+    dist: Distribution,
+}
+
+impl<'a> Packed<'a> {
+    fn new(batch: &'a Batch, cut: &MicroBatch) -> Self {
+        let mut rows = PackedRows::new();
+        let mut targets = Vec::new();
+        let mut completions = Vec::new();
+        for part in &cut.parts {
+            let group = &batch.groups[part.group];
+            let tokens: Vec<&[u32]> = part
+                .samples
+                .iter()
+                .map(|s| group.samples[*s].tokens.as_slice())
+                .collect();
+            // Names each completion for dropout, whichever pass it is in.
+            let key = (part.group as u64) << 32 | part.offset as u64;
+            targets.extend(rows.push_group(key, &group.prompt, &tokens).concat());
+            completions.extend(part.samples.iter().map(|sample| (part.group, *sample)));
+        }
+        // A pass holds groups of one distribution.
+        let dist = cut.parts.first().map_or(Distribution::FULL, |part| {
+            batch.groups[part.group].distribution
+        });
+        Self {
+            batch,
+            rows,
+            targets,
+            completions,
+            dist,
+        }
+    }
+
+    fn forward(
+        &self,
+        decoder: &Decoder,
+        adapter: Option<&Adapter>,
+        options: &ForwardOptions,
+    ) -> Result<(tina_model::Tape, Vec<TokenLogProb>), TrainError> {
+        let tape = decoder.forward(&self.rows, adapter, options)?;
+        let scored = decoder.log_probs(tape.hidden(), &self.targets, &self.dist)?;
+        Ok((tape, scored))
+    }
+
+    /// d loss / d log-prob of every target.
+    fn loss(
+        &self,
+        loss: &Loss,
+        advantages: &[Vec<f64>],
+        normaliser: &Normaliser,
+        scored: &[TokenLogProb],
+        base: Option<&[f32]>,
+        stats: &mut LossStats,
+    ) -> Vec<f32> {
+        let new: Vec<f32> = scored.iter().map(|token| token.logprob).collect();
+        let mut slopes = Vec::with_capacity(new.len());
+        for &(group, sample) in &self.completions {
+            let sampled = &self.batch.groups[group].samples[sample].logprobs;
+            let span = slopes.len()..slopes.len() + sampled.len();
+            let terms = Terms {
+                advantage: advantages[group][sample],
+                sampled,
+                new: &new[span.clone()],
+                base: base.map(|base| &base[span]),
+            };
+            slopes.extend(loss.completion(&terms, normaliser, stats));
+        }
+        slopes
+    }
+}
