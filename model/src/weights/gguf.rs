@@ -221,3 +221,119 @@ fn hf_name(name: &str) -> Option<String> {
         .contains(&kind)
         .then(|| format!("model.layers.{layer}.{module}.{kind}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::{QTensor, gguf_file};
+
+    use super::*;
+
+    fn file(tensors: &[(&str, QTensor)]) -> (tempfile::TempDir, GgufFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|(name, tensor)| (*name, tensor))
+            .collect();
+        gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &[], &tensors).unwrap();
+        let file = GgufFile::open(&path).unwrap();
+        (folder, file)
+    }
+
+    /// As llama.cpp's converter writes q and k of Llamas: the halves of each head interleaved.
+    fn interleave(tensor: &Tensor, heads: usize) -> Tensor {
+        let rows = tensor.dims()[0];
+        let halves = tensor.reshape((heads, 2, rows / heads / 2, ())).unwrap();
+        halves
+            .transpose(1, 2)
+            .unwrap()
+            .contiguous()
+            .unwrap()
+            .reshape(tensor.shape())
+            .unwrap()
+    }
+
+    #[test]
+    fn every_type_is_dequantised_in_hugging_face_layout() {
+        let types = [
+            GgmlDType::F32,
+            GgmlDType::F16,
+            GgmlDType::BF16,
+            GgmlDType::Q4_0,
+            GgmlDType::Q4_1,
+            GgmlDType::Q5_0,
+            GgmlDType::Q5_1,
+            GgmlDType::Q8_0,
+            GgmlDType::Q2K,
+            GgmlDType::Q3K,
+            GgmlDType::Q4K,
+            GgmlDType::Q5K,
+            GgmlDType::Q6K,
+        ];
+        // Three heads of eight rows, 256 wide, and enough rows of v for more than one task.
+        let q = Tensor::randn(0f32, 1f32, (24, 256), &Device::Cpu).unwrap();
+        let v = Tensor::randn(0f32, 1f32, (600, 256), &Device::Cpu).unwrap();
+        let f32s = |tensor: &Tensor| {
+            let tensor = tensor.to_dtype(DType::F32).unwrap();
+            tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for dtype in types {
+            let quantise = |tensor: &Tensor| QTensor::quantize(tensor, dtype).unwrap();
+            let plain = |tensor: &Tensor| f32s(&quantise(tensor).dequantize(&Device::Cpu).unwrap());
+            let (expected_q, expected_v) = (plain(&q), plain(&v));
+            let (_folder, gguf) = file(&[
+                ("blk.7.attn_q.weight", quantise(&interleave(&q, 3))),
+                ("blk.7.attn_v.weight", quantise(&v)),
+            ]);
+            let weights = GgufWeights::new(gguf, Architecture::Llama, 8).unwrap();
+            let found = weights
+                .load("model.layers.7.self_attn.q_proj.weight", &[24, 256])
+                .unwrap();
+            assert!(found.is_contiguous());
+            assert_eq!(f32s(&found), expected_q, "{dtype:?}");
+            let found = weights
+                .load("model.layers.7.self_attn.v_proj.weight", &[600, 256])
+                .unwrap();
+            assert_eq!(f32s(&found), expected_v, "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn qwen_is_not_interleaved_and_biases_of_llamas_are() {
+        let bias = Tensor::arange(0f32, 8f32, &Device::Cpu).unwrap();
+        let load = |architecture| {
+            let stored = QTensor::quantize(&bias, GgmlDType::F32).unwrap();
+            let (_folder, gguf) = file(&[("blk.0.attn_k.bias", stored)]);
+            let weights = GgufWeights::new(gguf, architecture, 4).unwrap();
+            let tensor = weights
+                .load("model.layers.0.self_attn.k_proj.bias", &[8])
+                .unwrap();
+            tensor.to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(load(Architecture::Qwen2), [0., 1., 2., 3., 4., 5., 6., 7.]);
+        assert_eq!(load(Architecture::Llama), [0., 2., 1., 3., 4., 6., 5., 7.]);
+    }
+
+    #[test]
+    fn what_no_decoder_has_is_refused_by_name() {
+        let stored = QTensor::quantize(
+            &Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
+            GgmlDType::F32,
+        );
+        let (_folder, gguf) = file(&[("blk.0.ffn_gate_inp.weight", stored.unwrap())]);
+        let error = GgufWeights::new(gguf, Architecture::Llama, 4)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`blk.0.ffn_gate_inp.weight`"), "{error}");
+        let (_folder, gguf) = file(&[]);
+        let weights = GgufWeights::new(gguf, Architecture::Llama, 4).unwrap();
+        let error = weights
+            .load("lm_head.weight", &[2, 3])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`lm_head.weight` is missing: expected shape [2, 3]"),
+            "{error}"
+        );
+    }
+}

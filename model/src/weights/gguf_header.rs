@@ -296,3 +296,134 @@ fn dtype(id: u32) -> Result<GgmlDType, String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(out: &mut Vec<u8>, text: &str) {
+        out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        out.extend_from_slice(text.as_bytes());
+    }
+
+    /// A file with a value of most types and one tensor `w` of shape [2, 32], Q4_0, 36 bytes.
+    fn file() -> Vec<u8> {
+        let mut out = b"GGUF\x03\0\0\0".to_vec();
+        out.extend_from_slice(&1u64.to_le_bytes());
+        out.extend_from_slice(&5u64.to_le_bytes());
+        text(&mut out, "a");
+        out.extend_from_slice(&[8, 0, 0, 0]);
+        text(&mut out, "text");
+        text(&mut out, "b");
+        out.extend_from_slice(&[5, 0, 0, 0]);
+        out.extend_from_slice(&(-7i32).to_le_bytes());
+        text(&mut out, "c");
+        out.extend_from_slice(&[9, 0, 0, 0, 8, 0, 0, 0]);
+        out.extend_from_slice(&2u64.to_le_bytes());
+        text(&mut out, "x");
+        text(&mut out, "y");
+        text(&mut out, "d");
+        out.extend_from_slice(&[9, 0, 0, 0, 4, 0, 0, 0]);
+        out.extend_from_slice(&1u64.to_le_bytes());
+        out.extend_from_slice(&9u32.to_le_bytes());
+        text(&mut out, "general.alignment");
+        out.extend_from_slice(&[4, 0, 0, 0]);
+        out.extend_from_slice(&32u32.to_le_bytes());
+        text(&mut out, "w");
+        out.extend_from_slice(&2u32.to_le_bytes());
+        out.extend_from_slice(&32u64.to_le_bytes());
+        out.extend_from_slice(&2u64.to_le_bytes());
+        out.extend_from_slice(&2u32.to_le_bytes());
+        out.extend_from_slice(&0u64.to_le_bytes());
+        out.resize(out.len().next_multiple_of(32) + 36, 1);
+        out
+    }
+
+    #[test]
+    fn metadata_and_tensors_are_read() {
+        let bytes = file();
+        let header = Header::parse(&bytes).unwrap();
+        assert_eq!(header.metadata["a"], Value::String("text".to_owned()));
+        assert_eq!(header.metadata["b"], Value::Integer(-7));
+        assert_eq!(
+            header.metadata["c"],
+            Value::Strings(vec!["x".to_owned(), "y".to_owned()])
+        );
+        assert_eq!(header.metadata["d"], Value::Integers(vec![9]));
+        let w = &header.tensors["w"];
+        assert_eq!((w.dtype, &w.shape[..]), (GgmlDType::Q4_0, &[2, 32][..]));
+        assert_eq!((w.start, w.end), (bytes.len() - 36, bytes.len()));
+    }
+
+    /// The file with `from` (which is there once) made `to`.
+    fn changed(from: &[u8], to: &[u8]) -> Vec<u8> {
+        let mut bytes = file();
+        let at = bytes
+            .windows(from.len())
+            .position(|window| window == from)
+            .unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let cut = file()[..file().len() - 1].to_vec();
+        let alignment = b"general.alignment\x04\0\0\0";
+        let mut odd = alignment.to_vec();
+        odd.push(0);
+        let cases = [
+            (cut, "tensor `w` of shape [2, 32] needs 36 bytes at byte 0"),
+            (
+                file()[..70].to_vec(),
+                "5 entries announced at byte 16, but 46 bytes are left",
+            ),
+            (b"PK\x03\x04".to_vec(), "does not begin with `GGUF`"),
+            (changed(b"GGUF\x03", b"GGUF\x01"), "version 1"),
+            (
+                changed(b"\x03\0\0\0\x01", b"\x03\0\0\0\xff"),
+                "255 entries announced at byte 8",
+            ),
+            (changed(alignment, &odd), "general.alignment is Integer(0)"),
+            (
+                changed(b"\x20\0\0\0\0\0\0\0\x02", b"\x21"),
+                "rows of 33 values do not fill",
+            ),
+            (
+                changed(b"\x02\0\0\0\0\0\0\0\x02\0\0\0", &[255; 8]),
+                "larger than any file",
+            ),
+            (
+                changed(b"\x02\0\0\0\0\0\0\0\0\0\0\0", b"\x13"),
+                "quantised type number 19",
+            ),
+        ];
+        for (bytes, expected) in cases {
+            let error = Header::parse(&bytes).unwrap_err();
+            assert!(error.contains(expected), "{error}, expected {expected}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_headers_never_panic_nor_point_outside(
+            changes in prop::collection::vec((0..240usize, any::<u8>()), 0..6),
+            cut in 0..400usize,
+        ) {
+            let mut bytes = file();
+            bytes.truncate(cut);
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if let Ok(header) = Header::parse(&bytes) {
+                for info in header.tensors.values() {
+                    prop_assert!(info.start <= info.end && info.end <= bytes.len());
+                }
+            }
+        }
+    }
+}
