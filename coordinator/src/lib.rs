@@ -1,13 +1,23 @@
 //! Dispatch, scoring, grouping, journal, status; launching a cluster from one config.
 //!
+//! - [`run()`]: a whole run, from config to summary. [`RunEvent`]: what happens meanwhile.
 //! - [`config`]: the run's config, plain data parsed once.
 //! - [`data`]: the problems.
-//! - [`scheduler`]: the heart, a pure state machine.
+//! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
 //! - [`journal`]: what a run must not lose, in SQLite.
 //! - [`scoring`]: from a completion's tokens to its rewards.
+//! - [`services`]: the doors: gRPC streams, adapters, status, control.
+//! - [`status`]: records and reports.
+//! - [`supervise`]: the processes of this machine.
 
 pub mod config;
 pub mod data;
 pub mod journal;
+mod run;
 pub mod scheduler;
 pub mod scoring;
+pub mod services;
+pub mod status;
+pub mod supervise;
+
+pub use run::{ADDRESS_FILE, CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, run};

@@ -190,8 +190,24 @@ impl Scheduler {
         }
     }
 
+    /// The version that workers are to sample with, once it is known.
+    pub fn policy(&self) -> Option<Version> {
+        self.policy.as_ref().map(|policy| policy.version)
+    }
+
+    /// Time in which the learner had no batch, and in which slots stood free because the step was
+    /// not done (weighted by their share).
+    pub fn waits(&self) -> (Duration, Duration) {
+        (self.learner_wait, self.rollout_wait)
+    }
+
+    /// Tokens of completions journaled since this scheduler began.
+    pub fn tokens_sampled(&self) -> u64 {
+        self.tokens_sampled + self.round.as_ref().map_or(0, |round| round.tokens)
+    }
+
     /// Steps done and recorded.
-    fn steps_done(&self) -> u64 {
+    pub fn steps_done(&self) -> u64 {
         self.history.len().saturating_sub(1) as u64
     }
 

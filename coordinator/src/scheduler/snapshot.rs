@@ -1,7 +1,5 @@
 //! What a person may see of the scheduler.
 
-use std::time::Duration;
-
 use tina_proto::v1;
 
 use super::{
@@ -25,14 +23,8 @@ pub struct Snapshot {
     pub learner: Option<v1::LearnerStatus>,
     /// What waits where.
     pub queues: v1::QueueDepths,
-    /// Time in which the learner had no batch.
-    pub learner_wait: Duration,
-    /// Time in which slots stood free because the step was not done (weighted by their share).
-    pub rollout_wait: Duration,
     /// Completions of this phase that are done, of how many.
     pub done: (u32, u32),
-    /// Tokens of completions in the journal since this process started.
-    pub tokens_sampled: u64,
     /// Why the run failed.
     pub error: String,
     /// What the run is waiting for.
@@ -93,13 +85,10 @@ impl Scheduler {
                 samples_in_flight: round.map_or(0, |round| round.in_flight() as u32),
                 groups_complete: complete,
             },
-            learner_wait: self.learner_wait,
-            rollout_wait: self.rollout_wait,
             done: match round {
                 Some(round) => (round.done() as u32, round.total() as u32),
                 None => (learning(|beat| beat.done), learning(|beat| beat.total)),
             },
-            tokens_sampled: self.tokens_sampled + round.map_or(0, |round| round.tokens),
             error: match &self.over {
                 Some(Over::Failed(reason)) => reason.clone(),
                 _ => String::new(),

@@ -1,0 +1,447 @@
+//! A run, from config to summary.
+//!
+//! - [`run()`]: sets everything up, keeps the run going, takes everything down.
+//! - `folder`: the run's folder. `prompts`: what each round asks. `shell`: the task that owns the
+//!   scheduler. `adapters`: adapters on disk.
+
+mod adapters;
+mod folder;
+mod prompts;
+mod shell;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tina_model::{LoraConfig, ModelConfig, ModelError, ModelSource, TextModel};
+use tina_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
+use crate::{
+    config::RunConfig,
+    data::{DataError, DataSet, PromptRenderer},
+    journal::{Journal, JournalError, Note as JournalNote},
+    scheduler::{Scheduler, types::Plan},
+    scoring::Scorer,
+    services::{AdapterStore, DoorError, Doors, Limits, Shared},
+    status::History,
+    supervise::{Role, Supervisor},
+};
+
+pub use self::folder::ADDRESS_FILE;
+
+/// How a run is started.
+#[derive(Clone, Debug)]
+pub struct CoordinatorOptions {
+    /// What is to be done.
+    pub config: RunConfig,
+    /// Go on where the run of this name was left.
+    pub resume: bool,
+    /// Throw away a run of this name.
+    pub overwrite: bool,
+    /// Start the processes of this machine that the config names.
+    pub launch: bool,
+    /// The `tina` program; this one where unset.
+    pub exe: Option<PathBuf>,
+}
+
+/// What happens, as it happens; for whoever shows it to a person.
+#[derive(Clone, Debug)]
+pub enum RunEvent {
+    /// Roles can dial in.
+    Bound {
+        /// The address, with the port that was chosen.
+        address: SocketAddr,
+        /// The run's folder.
+        run_dir: PathBuf,
+    },
+    /// The newest report: at every change of phase or step, and a few times a second.
+    Status(Arc<v1::RunStatus>),
+    /// A step is done.
+    Step(Box<v1::StepRecord>),
+    /// An evaluation is done.
+    Eval(v1::EvalRecord),
+    /// Something a person should know.
+    Note(String),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSummary {
+    /// Share of held-out problems solved before the first step.
+    pub accuracy_before: Option<f64>,
+    /// The same after the newest step.
+    pub accuracy_after: Option<f64>,
+    /// Steps done.
+    pub steps: u64,
+    /// Time that the run went, all its starts together.
+    pub seconds: f64,
+    /// Tokens sampled.
+    pub tokens: u64,
+    /// What it cost (`cost.usd_per_hour`).
+    pub cost_usd: f64,
+    /// The newest adapter's folder, in PEFT's format.
+    pub adapter: Option<PathBuf>,
+    /// The run was stopped before its last step; `--resume` goes on.
+    pub stopped_early: bool,
+    /// The run's folder.
+    pub run_dir: PathBuf,
+}
+
+/// Why a run can't begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// A run of this name has steps already.
+    #[error(
+        "{run_dir} holds a run of {steps} steps: --resume goes on with it, --overwrite throws it \
+         away, another run.name leaves it be"
+    )]
+    Exists {
+        /// The run's folder.
+        run_dir: PathBuf,
+        /// Steps done.
+        steps: u64,
+    },
+    /// Another coordinator has the folder.
+    #[error("{run_dir} is in use by another coordinator")]
+    InUse {
+        /// The run's folder.
+        run_dir: PathBuf,
+    },
+    /// A file can't be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The model can't be had.
+    #[error("model {name}: {source}")]
+    Model {
+        /// As the config names it.
+        name: String,
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The problems can't be had.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A reward can't be made.
+    #[error(transparent)]
+    Reward(#[from] tina_reward::RewardError),
+    /// The journal can't be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Nobody can dial in.
+    #[error(transparent)]
+    Doors(#[from] DoorError),
+    /// The run failed; what is done is kept.
+    #[error("{reason}")]
+    Failed {
+        /// Why, and what to do.
+        reason: String,
+        /// Steps done.
+        steps: u64,
+        /// The run's folder.
+        run_dir: PathBuf,
+    },
+    /// Ended at once, on a second request to stop.
+    #[error("stopped at once after {steps} steps; --resume goes on from there")]
+    Interrupted {
+        /// Steps done.
+        steps: u64,
+    },
+    /// Part of the machinery is gone.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Runs a coordinator until its run is done, stopped or failed.
+///
+/// `events` hears what happens. `shutdown` counts requests to stop (Ctrl-C): at 1 the step under
+/// way is finished and saved, at 2 the run ends at once.
+///
+/// # Errors
+/// See [`CoordinatorError`]; what was done stays in the run's folder.
+pub async fn run(
+    options: CoordinatorOptions,
+    events: mpsc::UnboundedSender<RunEvent>,
+    shutdown: watch::Receiver<u32>,
+) -> Result<RunSummary, CoordinatorError> {
+    let started = std::time::Instant::now();
+    let config = Arc::new(options.config);
+    let folder = Folder::prepare(&config, options.resume, options.overwrite)?;
+    let doors = Doors::bind(&config.cluster).await?;
+    let loading = config.clone();
+    let (text, data) = tokio::task::spawn_blocking(move || load(&loading))
+        .await
+        .map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))??;
+    let _ = events.send(RunEvent::Note(data.summary()));
+
+    let (notes, heard) = mpsc::unbounded_channel();
+    let tell = notes.clone();
+    let (journal, resumed) = Journal::open(
+        &folder.journal(),
+        &config,
+        &folder.new_run_id(),
+        move |note| {
+            let _ = tell.send(match note {
+                JournalNote::Recorded(samples, took) => shell::Note::Recorded(samples, took),
+                JournalNote::Failed(error) => shell::Note::Failed(error.to_string()),
+            });
+        },
+    )?;
+    let limits = limits(&config, &text.config);
+    let adapters = Arc::new(AdapterStore::new(adapter_bytes(&config, &text.config)));
+    let run_dir = folder.path().display().to_string();
+    let probe = data
+        .prompts_of_step(1)
+        .first()
+        .map(|p| p.tokens.clone())
+        .unwrap_or_default();
+    let longest = data.longest_prompt() as u32 + config.max_completion_tokens();
+    let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
+    let (inbound, arrivals) = mpsc::channel(1024);
+    let shared = Arc::new(Shared {
+        inbound,
+        sessions: 1.into(),
+        limits,
+        spec: config.run_spec(&resumed.run_id, &run_dir, probe, longest),
+        heartbeat_ms: config.cluster.heartbeat_ms,
+        adapters: adapters.clone(),
+        status: reports,
+        journal: journal.clone(),
+    });
+    let best = best_step(&resumed.evals);
+    let failed = notes.clone();
+    let lora = lora_config(&config)?;
+    let shelf = adapters::Shelf::new(
+        folder.adapters(),
+        lora.peft_json(&config.model.source),
+        Keep {
+            every: config.run.keep_every,
+            last: config.run.keep_last,
+        },
+        best,
+        move |error| drop(failed.send(shell::Note::Failed(error))),
+    )
+    .map_err(|source| CoordinatorError::File {
+        path: folder.adapters(),
+        source,
+    })?;
+
+    let (address, url, token) = (
+        doors.address(),
+        doors.local_url(),
+        doors.token().map(str::to_owned),
+    );
+    folder.write_address(address)?;
+    let stop = CancellationToken::new();
+    let mut server = doors.serve(shared.clone(), stop.clone()).await?;
+    let _ = events.send(RunEvent::Bound {
+        address,
+        run_dir: folder.path().to_owned(),
+    });
+
+    let rewards = config.rewards()?;
+    let prompts = Prompts::new(&config, data, &text.stop_token_ids);
+    let tokenizer = Arc::new(text.tokenizer);
+    let scorer = Scorer::new(tokenizer, rewards, config.eval_reward());
+    let scheduler = Scheduler::new(plan(&config), resumed.restored);
+    let history = History::new(resumed.tail, resumed.evals);
+    let (deaths, mourning) = mpsc::unbounded_channel();
+    let supervisor = if options.launch && config.cluster.launch {
+        let exe = match options.exe {
+            Some(exe) => exe,
+            None => std::env::current_exe().map_err(|source| CoordinatorError::File {
+                path: "tina".into(),
+                source,
+            })?,
+        };
+        Supervisor::start(
+            roles(&config, &folder, &exe, &url, token.as_deref()),
+            &deaths,
+        )
+    } else {
+        Supervisor::start(Vec::new(), &deaths)
+    };
+
+    let mut shell = Shell::new(shell::Parts {
+        config: config.clone(),
+        scheduler,
+        started,
+        base: resumed.counters,
+        journal: journal.clone(),
+        scorer,
+        prompts,
+        shelf,
+        shared,
+        history,
+        status,
+        events,
+        notes,
+    });
+    let outcome = shell.run(arrivals, heard, mourning, shutdown).await;
+    supervisor.expect_end();
+    let summary = shell.end(outcome, &folder).await;
+    let at_once = matches!(summary, Err(CoordinatorError::Interrupted { .. }));
+    supervisor.end(at_once).await;
+    stop.cancel();
+    // Those who watch have their last report; a stream that stays open must not hold us.
+    if tokio::time::timeout(Duration::from_secs(1), &mut server)
+        .await
+        .is_err()
+    {
+        server.abort();
+    }
+    folder.forget_address();
+    tokio::task::spawn_blocking(move || journal.close())
+        .await
+        .map_err(|error| CoordinatorError::Internal(format!("closing the journal: {error}")))?;
+    summary
+}
+
+/// The model's text side and the problems.
+fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
+    let failed = |source| CoordinatorError::Model {
+        name: config.model.source.clone(),
+        source: Box::new(source),
+    };
+    let source: ModelSource = config.model.source.parse().map_err(failed)?;
+    let text = tina_model::open_text(&source).map_err(failed)?;
+    let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
+    let data = DataSet::load(config, &renderer)?;
+    Ok((text, data))
+}
+
+fn plan(config: &RunConfig) -> Plan {
+    let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX / 4);
+    let cluster = &config.cluster;
+    Plan {
+        steps: config.run.steps,
+        groups_per_step: config.algorithm.prompts_per_step,
+        samples_per_group: config.algorithm.completions_per_prompt,
+        eval_problems: config.eval_problems() as u32,
+        eval_before: config.eval.before,
+        eval_after: config.eval.after,
+        eval_every: config.eval.every,
+        max_staleness: 0,
+        worker_timeout: seconds(cluster.worker_timeout_s),
+        // A learner's beats come from beside its heaviest work.
+        learner_timeout: seconds(2.0 * cluster.worker_timeout_s),
+        sync_deadline: seconds(cluster.sync_timeout_s),
+        start_timeout: seconds(cluster.start_timeout_s),
+        probe_tolerance: PROBE_TOLERANCE,
+    }
+}
+
+/// Largest difference of a log-prob between different arithmetic (bf16 on two kinds of GPU, or a
+/// GPU and a CPU) that is still the same adapter.
+const PROBE_TOLERANCE: f32 = 0.5;
+
+fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
+    Limits {
+        vocab_size: model.vocab_size as u32,
+        train_tokens: config.sampling.max_tokens,
+        eval_tokens: config.eval.max_tokens.unwrap_or(config.sampling.max_tokens),
+        groups: config.algorithm.prompts_per_step,
+        samples: config.algorithm.completions_per_prompt,
+        eval_problems: config.eval_problems() as u32,
+    }
+}
+
+fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
+    let modules = config
+        .lora
+        .target_modules
+        .iter()
+        .map(|module| module.parse());
+    let target_modules = modules
+        .collect::<Result<Vec<_>, ModelError>>()
+        .map_err(|source| CoordinatorError::Model {
+            name: "lora.target_modules".into(),
+            source: Box::new(source),
+        })?;
+    Ok(LoraConfig {
+        rank: config.lora.rank as usize,
+        alpha: config.lora.alpha as f32,
+        dropout: config.lora.dropout as f32,
+        rslora: config.lora.rslora,
+        target_modules,
+    })
+}
+
+/// The most bytes that an adapter of this run can have: its weights in f32, and a header.
+fn adapter_bytes(config: &RunConfig, model: &ModelConfig) -> u64 {
+    let rank = u64::from(config.lora.rank);
+    let weights: u64 = model
+        .tensors()
+        .iter()
+        .filter(|(name, _)| {
+            let module = name.trim_end_matches(".weight").rsplit('.').next();
+            config
+                .lora
+                .target_modules
+                .iter()
+                .any(|target| Some(target.as_str()) == module)
+        })
+        .map(|(_, shape)| {
+            let header = 1024;
+            header + 4 * rank * shape.iter().map(|&size| size as u64).sum::<u64>()
+        })
+        .sum();
+    weights + (1 << 20)
+}
+
+/// The step with the highest accuracy, the later of equals.
+fn best_step(evals: &[v1::EvalRecord]) -> Option<u64> {
+    evals
+        .iter()
+        .filter(|record| record.step > 0)
+        .max_by(|a, b| a.accuracy.total_cmp(&b.accuracy).then(a.step.cmp(&b.step)))
+        .map(|record| record.step)
+}
+
+/// Workers that are launched here are called so.
+fn worker_id(index: usize) -> String {
+    format!("worker-{index}")
+}
+
+fn roles(
+    config: &RunConfig,
+    folder: &Folder,
+    exe: &std::path::Path,
+    url: &str,
+    token: Option<&str>,
+) -> Vec<Role> {
+    let cluster = &config.cluster;
+    let role = |name: String, command: &str, device: &str, more: &[&str]| {
+        let mut args: Vec<String> = [command, "--coordinator", url, "--device", device]
+            .map(String::from)
+            .into();
+        args.extend(more.iter().map(ToString::to_string));
+        if let Some(ca) = cluster.tls_ca.as_ref().or(cluster.tls_cert.as_ref()) {
+            args.extend(["--ca".to_owned(), ca.clone()]);
+        }
+        let (exe, token) = (exe.to_owned(), token.map(str::to_owned));
+        Role {
+            log: folder.log(&name),
+            name,
+            exe,
+            args,
+            token,
+        }
+    };
+    let workers = config
+        .rollout
+        .workers
+        .iter()
+        .enumerate()
+        .map(|(index, worker)| {
+            let id = worker_id(index);
+            role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
+        });
+    let learner = role("learner".into(), "learner", &config.learner.device, &[]);
+    std::iter::once(learner).chain(workers).collect()
+}

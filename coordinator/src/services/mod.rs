@@ -1,0 +1,294 @@
+//! The coordinator's doors: tonic services that check what arrives and hand it to the run.
+//!
+//! - [`Doors`]: binding and serving; who may come in.
+//! - `streams`: workers and the learner. `ask`: status and control. `store`: adapters.
+//! - [`Limits`]: what a message may hold, by the run's config.
+
+mod ask;
+mod limits;
+mod store;
+mod streams;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tina_proto::{
+    FILE_DESCRIPTOR_SET,
+    auth::{TokenCheck, TokenError, read_token},
+    client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+    v1::{
+        self, adapters_server::AdaptersServer, control_server::ControlServer,
+        learning_server::LearningServer, rollouts_server::RolloutsServer,
+        status_server::StatusServer,
+    },
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{
+        Identity, Server, ServerTlsConfig,
+        server::{Router, TcpIncoming},
+    },
+};
+
+pub use self::{
+    limits::Limits,
+    store::AdapterStore,
+    streams::{Inbound, Outbox},
+};
+use crate::{config::ClusterSection, journal::Journal};
+
+/// Why nobody can dial in.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The address makes no sense.
+    #[error("cluster.listen {0:?} isn't an IP address and a port, e.g. 127.0.0.1:7461")]
+    Address(String),
+    /// Beyond loopback without a token or TLS.
+    #[error("{address} can be reached from other machines: {missing}, or listen on 127.0.0.1")]
+    Open {
+        /// The address.
+        address: SocketAddr,
+        /// What is missing, and what to set.
+        missing: &'static str,
+    },
+    /// The token can't be read.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// A certificate or key can't be read.
+    #[error("{path}: can't be read")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The system won't let us listen.
+    #[error(
+        "can't listen on {address}: {source}; is another coordinator running? (cluster.listen)"
+    )]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS or reflection can't be set up.
+    #[error("the services can't be set up: {0}")]
+    Setup(String),
+}
+
+/// What all services share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where messages go.
+    pub inbound: tokio::sync::mpsc::Sender<Inbound>,
+    /// Streams so far.
+    pub sessions: AtomicU64,
+    /// What a message may hold.
+    pub limits: Limits,
+    /// What roles are told of the run.
+    pub spec: v1::RunSpec,
+    /// Time between heartbeats.
+    pub heartbeat_ms: u32,
+    /// Adapters at hand.
+    pub adapters: Arc<AdapterStore>,
+    /// The newest report.
+    pub status: watch::Receiver<Arc<v1::RunStatus>>,
+    /// For lists out of the past.
+    pub journal: Journal,
+}
+
+/// A bound listener, and who may come in.
+pub struct Doors {
+    listener: TcpListener,
+    address: SocketAddr,
+    token: Option<String>,
+    tls: Option<Identity>,
+}
+
+impl Doors {
+    /// Binds as the config says. Beyond loopback a token is demanded, and TLS too unless
+    /// `cluster.insecure` is set.
+    ///
+    /// # Errors
+    /// See [`DoorError`].
+    pub async fn bind(cluster: &ClusterSection) -> Result<Self, DoorError> {
+        let address: SocketAddr = cluster
+            .listen
+            .parse()
+            .map_err(|_| DoorError::Address(cluster.listen.clone()))?;
+        let token = read_token(cluster.token_file.as_deref().map(Path::new))?;
+        let tls = match (&cluster.tls_cert, &cluster.tls_key) {
+            (Some(cert), Some(key)) => Some(Identity::from_pem(read(cert)?, read(key)?)),
+            _ => None,
+        };
+        if let Some(missing) = missing(address, token.is_some(), tls.is_some(), cluster.insecure) {
+            return Err(DoorError::Open { address, missing });
+        }
+        let failed = |source| DoorError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            listener,
+            address,
+            token,
+            tls,
+        })
+    }
+
+    /// The address, with the port that was chosen.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The shared token, for the roles that are launched here.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Where roles on this machine dial.
+    pub fn local_url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        format!("{scheme}://{address}")
+    }
+
+    /// Serves until `stop`; the task ends when all calls have.
+    ///
+    /// # Errors
+    /// TLS or reflection can't be set up.
+    pub async fn serve(
+        self,
+        shared: Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, DoorError> {
+        let check = TokenCheck::new(self.token.as_deref());
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .max_concurrent_streams(64);
+        if let Some(identity) = self.tls {
+            let tls = ServerTlsConfig::new()
+                .identity(identity)
+                .timeout(Duration::from_secs(10));
+            server = server
+                .tls_config(tls)
+                .map_err(|e| DoorError::Setup(format!("TLS: {e:?}")))?;
+        }
+        let router = routes(server, &shared, &check).await?;
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        Ok(tokio::spawn(router.serve_with_incoming_shutdown(
+            incoming,
+            stop.cancelled_owned(),
+        )))
+    }
+}
+
+async fn routes(
+    mut server: Server,
+    shared: &Arc<Shared>,
+    check: &TokenCheck,
+) -> Result<Router, DoorError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let streams = streams::Streams::new(shared.clone());
+    let ask = ask::Ask::new(shared.clone());
+    let store = store::Adapters::new(shared.adapters.clone());
+    let rollouts = RolloutsServer::new(streams.clone())
+        .max_decoding_message_size(shared.limits.worker_message_bytes());
+    let learning =
+        LearningServer::new(streams).max_decoding_message_size(Limits::LEARNER_MESSAGE_BYTES);
+    let adapters =
+        AdaptersServer::new(store).max_decoding_message_size(Limits::ADAPTER_MESSAGE_BYTES);
+    let status = StatusServer::new(ask.clone()).max_decoding_message_size(4096);
+    let control = ControlServer::new(ask).max_decoding_message_size(4096);
+    health
+        .set_serving::<RolloutsServer<streams::Streams>>()
+        .await;
+    health
+        .set_serving::<LearningServer<streams::Streams>>()
+        .await;
+    health
+        .set_serving::<AdaptersServer<store::Adapters>>()
+        .await;
+    health.set_serving::<StatusServer<ask::Ask>>().await;
+    health.set_serving::<ControlServer<ask::Ask>>().await;
+
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error| DoorError::Setup(format!("reflection: {error}"));
+    let reflection_v1 = reflection().build_v1().map_err(failed)?;
+    let reflection_v1alpha = reflection().build_v1alpha().map_err(failed)?;
+    Ok(server
+        .add_service(health_service)
+        .add_service(InterceptedService::new(rollouts, check.clone()))
+        .add_service(InterceptedService::new(learning, check.clone()))
+        .add_service(InterceptedService::new(adapters, check.clone()))
+        .add_service(InterceptedService::new(status, check.clone()))
+        .add_service(InterceptedService::new(control, check.clone()))
+        .add_service(InterceptedService::new(reflection_v1, check.clone()))
+        .add_service(InterceptedService::new(reflection_v1alpha, check.clone())))
+}
+
+fn read(path: &str) -> Result<Vec<u8>, DoorError> {
+    std::fs::read(path).map_err(|source| DoorError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// What an address beyond loopback lacks.
+fn missing(address: SocketAddr, token: bool, tls: bool, insecure: bool) -> Option<&'static str> {
+    if address.ip().to_canonical().is_loopback() {
+        None
+    } else if !token {
+        Some("set a token (cluster.token_file or TINA_TOKEN)")
+    } else if !tls && !insecure {
+        Some("set cluster.tls_cert and cluster.tls_key (or cluster.insecure = true)")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_a_token_and_tls_are_demanded() {
+        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let mapped: SocketAddr = "[::ffff:127.0.0.1]:0".parse().unwrap();
+        for address in [local, mapped] {
+            assert_eq!(missing(address, false, false, false), None);
+        }
+        for open in ["0.0.0.0:0", "[::]:0", "10.0.0.1:1"] {
+            let address = open.parse().unwrap();
+            assert!(
+                missing(address, false, true, true)
+                    .unwrap()
+                    .contains("token")
+            );
+            assert!(
+                missing(address, true, false, false)
+                    .unwrap()
+                    .contains("tls")
+            );
+            assert_eq!(missing(address, true, true, false), None);
+            assert_eq!(missing(address, true, false, true), None);
+        }
+    }
+}
