@@ -24,6 +24,8 @@ pub mod sequence;
 mod service;
 mod state;
 pub mod stop;
+#[cfg(test)]
+mod testing;
 mod thread;
 
 pub use service::{WorkerError, WorkerOptions, run};
