@@ -1,0 +1,61 @@
+//! How a command finds the coordinator and is let in.
+
+use std::path::{Path, PathBuf};
+
+use tina_coordinator::config::RunConfig;
+use tina_proto::{auth::read_token, client::ClientOptions};
+
+use crate::Failure;
+
+/// Arguments of every command that dials a coordinator.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Credentials {
+    /// File with the shared token; else the environment variable TINA_TOKEN.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Certificate (PEM) of the authority that signed the coordinator's; makes the call TLS.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// The way to the coordinator at `url`.
+    pub(crate) fn client_options(&self, url: &str) -> Result<ClientOptions, Failure> {
+        Ok(ClientOptions {
+            url: url.to_owned(),
+            token: read_token(self.token_file.as_deref())?,
+            ca_pem: self.ca.as_deref().map(read_pem).transpose()?,
+        })
+    }
+}
+
+/// The coordinator of the run that keeps its folder at `run_dir`: what its config says, and the
+/// address that it wrote down when it began to listen.
+pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOptions, Failure> {
+    let path = run_dir.join("config.toml");
+    if !path.exists() {
+        return Err(format!(
+            "{}: not a run's folder (it has no config.toml); name a folder like runs/NAME, or the \
+             coordinator by --coordinator URL",
+            run_dir.display()
+        )
+        .into());
+    }
+    let cluster = RunConfig::load(&path, &[])?.cluster;
+    let url = std::fs::read_to_string(run_dir.join(tina_coordinator::ADDRESS_FILE))
+        .map_or_else(|_| cluster.listen.clone(), |text| text.trim().to_owned());
+    let ca = cluster.tls_ca.or(cluster.tls_cert).map(PathBuf::from);
+    let credentials = Credentials {
+        token_file: given
+            .token_file
+            .clone()
+            .or(cluster.token_file.map(PathBuf::from)),
+        ca: given.ca.clone().or(ca),
+    };
+    credentials.client_options(&url)
+}
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path)
+        .map_err(|error| format!("{}: can't be read: {error}", path.display()).into())
+}

@@ -1,0 +1,233 @@
+//! A coordinator's run as a person at a terminal sees it: what `up` and `coordinator` share.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tina_coordinator::{
+    CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, config::RunConfig,
+};
+use tokio::{
+    signal::unix::SignalKind,
+    sync::{mpsc, watch},
+};
+
+use crate::{Failure, logging, progress::Progress, shutdown, words};
+
+/// Which run, and how it is shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The run's config
+    config: PathBuf,
+    /// Set a key: section.key=value, e.g. learner.lr=1e-5 or reward.0.weight=2
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on where the run of this name was left
+    #[arg(long)]
+    resume: bool,
+    /// Throw away the run of this name, if there is one
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Print one JSON object at the end and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// The last line of output.
+#[derive(Serialize)]
+struct Report {
+    accuracy_before: Option<f64>,
+    accuracy_after: Option<f64>,
+    steps: u64,
+    seconds: f64,
+    tokens: u64,
+    cost_usd: f64,
+    adapter: Option<PathBuf>,
+}
+
+/// Runs a coordinator to its end; `launch`: and the processes that the config names.
+pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
+    let config = RunConfig::load(&args.config, &args.sets)?;
+    let log = logging::to_run_log();
+    let progress = Progress::new(args.json);
+    progress.say(&format!(
+        "run {}: {} steps, {} prompts x {} completions each, {}",
+        config.run.name,
+        config.run.steps,
+        config.algorithm.prompts_per_step,
+        config.algorithm.completions_per_prompt,
+        config.model.source,
+    ));
+    let options = CoordinatorOptions {
+        config: config.clone(),
+        resume: args.resume,
+        overwrite: args.overwrite,
+        launch,
+        exe: None,
+    };
+    let (events, heard) = mpsc::unbounded_channel();
+    let (stop, stops) = watch::channel(0);
+    let signals = tokio::spawn(count_signals(stop));
+    let shown = tokio::spawn(show(heard, progress, log, launch, args.resume));
+    let outcome = tina_coordinator::run(options, events, stops).await;
+    signals.abort();
+    let _ = shown.await;
+    match outcome {
+        Ok(summary) => {
+            if !args.json {
+                tell(&summary, &config);
+            }
+            println!("{}", serde_json::to_string(&report(summary))?);
+            Ok(())
+        }
+        Err(error) => {
+            let kept = matches!(
+                error,
+                CoordinatorError::Failed { steps: 1.., .. } | CoordinatorError::Interrupted { .. }
+            );
+            if kept && !args.json {
+                eprintln!("Go on with: {}", resume_command());
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Counts requests to stop.
+async fn count_signals(stop: watch::Sender<u32>) {
+    loop {
+        tokio::select! {
+            () = shutdown::next(SignalKind::interrupt()) => {}
+            () = shutdown::next(SignalKind::terminate()) => {}
+        }
+        stop.send_modify(|count| *count += 1);
+    }
+}
+
+/// Shows what happens until the run has ended.
+async fn show(
+    mut heard: mpsc::UnboundedReceiver<RunEvent>,
+    mut progress: Progress,
+    log: logging::RunLog,
+    launch: bool,
+    resumed: bool,
+) {
+    let mut first = true;
+    while let Some(event) = heard.recv().await {
+        match event {
+            RunEvent::Bound { address, run_dir } => {
+                if let Err(error) = log.open(&run_dir.join("logs/coordinator.log")) {
+                    progress.say(&format!("no log is kept: {error}"));
+                }
+                progress.say(&format!("{}; coordinator at {address}", run_dir.display()));
+                if !launch {
+                    progress.say(&format!(
+                        "roles join by: tina learner --coordinator http://{address}, \
+                         tina rollout-worker --coordinator http://{address}"
+                    ));
+                }
+            }
+            RunEvent::Status(status) => {
+                if std::mem::take(&mut first) && resumed {
+                    progress.skip(&status);
+                }
+                progress.update(&status);
+            }
+            RunEvent::Note(text) => progress.say(&text),
+            // The status that comes with them has both.
+            RunEvent::Step(_) | RunEvent::Eval(_) => {}
+        }
+    }
+    progress.finish();
+}
+
+fn report(summary: RunSummary) -> Report {
+    Report {
+        accuracy_before: summary.accuracy_before,
+        accuracy_after: summary.accuracy_after,
+        steps: summary.steps,
+        seconds: (summary.seconds * 10.0).round() / 10.0,
+        tokens: summary.tokens,
+        cost_usd: summary.cost_usd,
+        adapter: summary.adapter,
+    }
+}
+
+/// The end of the run, in words.
+fn tell(summary: &RunSummary, config: &RunConfig) {
+    let percent = |share: Option<f64>| {
+        share.map_or_else(
+            || "not measured".to_owned(),
+            |share| format!("{:.1} %", 100.0 * share),
+        )
+    };
+    println!();
+    if summary.stopped_early {
+        println!(
+            "Stopped after step {} of {}; everything is saved. Go on with:\n  {}",
+            summary.steps,
+            config.run.steps,
+            resume_command()
+        );
+    } else {
+        println!(
+            "{} steps in {}, {} tokens sampled, {}",
+            summary.steps,
+            words::clock(summary.seconds),
+            summary.tokens,
+            words::dollars(summary.cost_usd)
+        );
+        println!(
+            "Accuracy on {} held-out problems: {} before, {} after",
+            config.eval_problems(),
+            percent(summary.accuracy_before),
+            percent(summary.accuracy_after)
+        );
+    }
+    if let Some(adapter) = &summary.adapter {
+        let question = if config.data.source.starts_with("arithmetic:") {
+            "What is 17 + 5?"
+        } else {
+            "your question"
+        };
+        println!("The adapter, in PEFT's format: {}", adapter.display());
+        println!(
+            "Talk to the trained model:\n  {} sample --run {} \"{question}\"",
+            program(),
+            shortest(&summary.run_dir).display()
+        );
+    }
+}
+
+/// How this program was called.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "tina".to_owned())
+}
+
+/// The path from where the person is, if it lies below.
+fn shortest(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    let relative = here
+        .ok()
+        .and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
+    relative.unwrap_or_else(|| path.to_owned())
+}
+
+/// The same command, going on.
+fn resume_command() -> String {
+    let given = std::env::args()
+        .skip(1)
+        .filter(|arg| !["--resume", "--overwrite"].contains(&arg.as_str()));
+    let quoted = given.map(|arg| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:+,@".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) {
+            arg
+        } else {
+            format!("'{}'", arg.replace('\'', "'\\''"))
+        }
+    });
+    format!(
+        "{} {} --resume",
+        program(),
+        quoted.collect::<Vec<_>>().join(" ")
+    )
+}
