@@ -582,7 +582,7 @@ impl Shell {
             learner_wait: base.learner_wait + learner_wait,
             rollout_wait: base.rollout_wait + rollout_wait,
             coordinator: base.coordinator + self.busy + elsewhere,
-            tokens_sampled: base.tokens_sampled + scheduler.tokens_sampled(),
+            tokens_sampled: base.tokens_sampled + scheduler.tokens_sampled().0,
             tokens_trained: base.tokens_trained + self.tokens_trained,
         }
     }
@@ -600,7 +600,8 @@ impl Shell {
             return;
         }
         self.reported = (Instant::now(), phase, step);
-        let counters = self.counters();
+        let mut counters = self.counters();
+        counters.tokens_sampled += scheduler.tokens_sampled().1;
         let spec = &self.parts.shared.spec;
         let run = (&*spec.run_id, &*spec.run_dir, self.parts.config.run.steps);
         let cost = self.cost(&counters);

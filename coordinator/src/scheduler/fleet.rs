@@ -131,6 +131,9 @@ impl Scheduler {
         };
         worker.slots = ready.slots;
         if ready.device.is_some() {
+            worker.hello.device = ready.device.clone();
+        }
+        if ready.device.is_some() {
             worker.hello.device.clone_from(&ready.device);
         }
         worker.model_digest = Some(ready.model_digest.clone());

@@ -166,6 +166,9 @@ impl Scheduler {
         if ready.device.is_some() {
             learner.hello.device.clone_from(&ready.device);
         }
+        if ready.device.is_some() {
+            learner.hello.device = ready.device;
+        }
         learner.trainable_parameters = ready.trainable_parameters;
         learner.model_parameters = ready.model_parameters;
         learner.held = Some(version);

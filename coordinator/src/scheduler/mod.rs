@@ -201,9 +201,13 @@ impl Scheduler {
         (self.learner_wait, self.rollout_wait)
     }
 
-    /// Tokens of completions journaled since this scheduler began.
-    pub fn tokens_sampled(&self) -> u64 {
-        self.tokens_sampled + self.round.as_ref().map_or(0, |round| round.tokens)
+    /// Tokens of completions in the journal: of rounds that were closed since this scheduler began,
+    /// and of the open one (whose completions are counted again when a run is resumed).
+    pub fn tokens_sampled(&self) -> (u64, u64) {
+        (
+            self.tokens_sampled,
+            self.round.as_ref().map_or(0, |round| round.tokens),
+        )
     }
 
     /// Steps done and recorded.

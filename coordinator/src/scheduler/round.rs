@@ -175,6 +175,7 @@ impl Round {
         let id = scored.id();
         let fits = self.state(id).is_some() && scored.version() == Some(self.version);
         if fits {
+            self.tokens += scored.completion.tokens.len() as u64;
             self.set(id, State::Done(scored.clone()));
         }
         fits

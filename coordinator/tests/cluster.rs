@@ -1,0 +1,292 @@
+//! Whole runs: a real coordinator, and workers and a learner that speak real gRPC.
+
+mod support;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use support::{Coordinator, Manners, Roles, adapter, config, options, undisturbed};
+use tina_coordinator::{CoordinatorError, RunEvent};
+use tina_proto::{
+    client,
+    v1::{self, ControlRequest, ListCompletionsRequest, ListStepsRequest, StatusRequest},
+};
+
+/// Completions of a run: 4 steps of 3 x 4, and 10 problems twice.
+const COMPLETIONS: usize = 4 * 12 + 20;
+
+#[test]
+fn a_run_trains_evaluates_and_leaves_its_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let roles = Roles::start(&[Manners::default()], 1);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    let record = coordinator.wait_for_step(2);
+    assert_eq!(record.tokens_sampled, 36);
+    assert!(record.reward_mean >= 0.0 && record.seconds_total > 0.0);
+    let summary = coordinator.finish().unwrap();
+    assert_eq!((summary.steps, summary.stopped_early), (4, false));
+    assert!(summary.accuracy_before.is_some() && summary.accuracy_after.is_some());
+    assert_eq!(summary.tokens, 3 * COMPLETIONS as u64);
+    assert!((summary.cost_usd - summary.seconds).abs() < 1e-6);
+    assert_eq!(roles.sampled(), COMPLETIONS);
+    assert_eq!(adapter(&summary), roles.checkpoint.0.lock().unwrap().1);
+    let adapters = summary.run_dir.join("adapters");
+    assert!(adapters.join("000002/adapter_config.json").exists());
+    assert!(!adapters.join("000001").exists());
+    let latest = std::fs::read_link(adapters.join("latest")).unwrap();
+    assert_eq!(latest.to_str(), Some("000004"));
+}
+
+#[test]
+fn more_workers_that_hang_up_again_and_again_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = undisturbed(folder.path());
+    let restless = Manners {
+        hang_up_after: Some(3),
+        slots: 3,
+        ..Manners::default()
+    };
+    let roles = Roles::start(&[restless.clone(), Manners::default(), restless], 1);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    assert_eq!(adapter(&coordinator.finish().unwrap()), expected);
+}
+
+#[test]
+fn a_killed_coordinator_goes_on_and_samples_nothing_twice_that_was_journaled() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = undisturbed(folder.path());
+    let slow = Manners {
+        sample_time: Duration::from_millis(10),
+        ..Manners::default()
+    };
+    let roles = Roles::start(&[slow], 1);
+    let first = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    first.wait_for_step(2);
+    std::thread::sleep(Duration::from_millis(60)); // in the middle of step 3
+    first.kill();
+    let second = Coordinator::start(config(folder.path(), &[]), true, &roles.address);
+    let summary = second.finish().unwrap();
+    assert_eq!(adapter(&summary), expected);
+    assert_eq!(summary.steps, 4);
+    assert!(summary.accuracy_before.is_some());
+    // at most what the worker had in flight was sampled again
+    assert!(
+        roles.sampled() <= COMPLETIONS + 4,
+        "{} sampled",
+        roles.sampled()
+    );
+}
+
+#[test]
+fn a_learner_behind_the_journal_is_brought_up_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = undisturbed(folder.path());
+    let roles = Roles::start(&[Manners::default()], 3);
+    let first = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    first.wait_for_step(2);
+    first.kill(); // the learner's stream breaks with it; its checkpoint is of step 0
+    let second = Coordinator::start(config(folder.path(), &[]), true, &roles.address);
+    assert_eq!(adapter(&second.finish().unwrap()), expected);
+    assert!(
+        roles.tally.batches.load(Ordering::SeqCst) >= 6,
+        "nothing was replayed"
+    );
+}
+
+#[test]
+fn a_stop_ends_after_the_step_and_resume_goes_on_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = undisturbed(folder.path());
+    let roles = Roles::start(&[Manners::default()], 1);
+    let first = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    first.wait_for_step(1);
+    first.shutdown.send(1).unwrap();
+    let summary = first.finish().unwrap();
+    assert!(
+        summary.stopped_early && (1..4).contains(&summary.steps),
+        "{summary:?}"
+    );
+
+    let again = Coordinator::start(config(folder.path(), &[]), false, &roles.address).finish();
+    let error = again.unwrap_err();
+    assert!(matches!(error, CoordinatorError::Exists { .. }), "{error}");
+    assert!(error.to_string().contains("--resume"), "{error}");
+
+    let roles = {
+        let fresh = Roles::start(&[Manners::default()], 1);
+        *fresh.checkpoint.0.lock().unwrap() = roles.checkpoint.0.lock().unwrap().clone();
+        fresh
+    };
+    // the learner reads its checkpoint when it dials
+    let second = Coordinator::start(config(folder.path(), &[]), true, &roles.address);
+    let summary = second.finish().unwrap();
+    assert_eq!((summary.steps, summary.stopped_early), (4, false));
+    assert_eq!(adapter(&summary), expected);
+    assert_eq!(summary.tokens, 3 * COMPLETIONS as u64);
+}
+
+#[test]
+fn status_lists_and_control_answer_while_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = Manners {
+        model: "another".into(),
+        ..Manners::default()
+    };
+    let slow = Manners {
+        sample_time: Duration::from_millis(10),
+        ..Manners::default()
+    };
+    let roles = Roles::start(&[slow, other], 1);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    coordinator.wait_for_step(1);
+    let address = roles.address.borrow().clone();
+    let asked = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let options = options(&address);
+        let channel = client::connect(&options).await.unwrap();
+        let mut control = client::control_client(channel.clone(), options.interceptor().unwrap());
+        control.pause(ControlRequest {}).await.unwrap();
+        let mut status = client::status_client(channel.clone(), options.interceptor().unwrap());
+        let mut watch = status
+            .watch_status(v1::WatchStatusRequest { interval_ms: 50 })
+            .await
+            .unwrap()
+            .into_inner();
+        let paused = loop {
+            let report = watch.message().await.unwrap().unwrap();
+            if report.phase() == v1::Phase::Paused {
+                break report;
+            }
+        };
+        let steps = status
+            .list_steps(ListStepsRequest {
+                from_step: 1,
+                limit: 0,
+            })
+            .await
+            .unwrap();
+        let completions = status
+            .list_completions(ListCompletionsRequest { step: 1, limit: 5 })
+            .await
+            .unwrap();
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        let healthy = health
+            .check(tonic_health::pb::HealthCheckRequest {
+                service: "tina.v1.Rollouts".into(),
+            })
+            .await
+            .unwrap();
+        assert_eq!(healthy.into_inner().status, 1);
+        control.resume(ControlRequest {}).await.unwrap();
+        let now = status
+            .get_status(StatusRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(now.run_id, paused.run_id);
+        (
+            paused,
+            steps.into_inner().steps,
+            completions.into_inner().completions,
+        )
+    });
+    let (paused, steps, completions) = asked;
+    let refused = paused
+        .workers
+        .iter()
+        .find(|worker| worker.worker_id == "w1")
+        .unwrap();
+    assert!(refused.state.contains("another"), "{}", refused.state);
+    assert_eq!(paused.workers[0].state, "ready");
+    assert_eq!(paused.workers[0].version, paused.version);
+    assert_eq!(steps.len() as u64, paused.step);
+    assert_eq!(completions.len(), 5);
+    assert!(
+        completions[0].prompt.starts_with("What is"),
+        "{:?}",
+        completions[0]
+    );
+    assert_eq!(completions[0].text.len(), 2);
+    assert_eq!(coordinator.finish().unwrap().steps, 4);
+}
+
+#[test]
+fn a_malformed_completion_is_refused_by_name_and_ends_the_run_after_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = Manners {
+        malformed: true,
+        ..Manners::default()
+    };
+    let roles = Roles::start(&[bad], 1);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    let error = coordinator.finish().unwrap_err().to_string();
+    assert!(
+        error.contains("w0") && error.contains("token 9999"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_batch_that_the_learner_refuses_ends_the_run_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let roles = Roles::start(&[Manners::default()], 1);
+    roles.refuse.store(true, Ordering::SeqCst);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    let error = coordinator.finish().unwrap_err().to_string();
+    assert!(error.contains("I don't like it"), "{error}");
+}
+
+#[test]
+fn without_the_token_only_health_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "open-sesame\n").unwrap();
+    let set = format!("cluster.token_file=\"{}\"", token.display());
+    let (address, mut bound) = tokio::sync::watch::channel(String::new());
+    let coordinator = Coordinator::start(config(folder.path(), &[&set]), false, &address);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        bound.wait_for(|address| !address.is_empty()).await.unwrap();
+        let mut options = options(&address.borrow());
+        let channel = client::connect(&options).await.unwrap();
+        let ask = |token: Option<&str>| {
+            options.token = token.map(str::to_owned);
+            client::status_client(channel.clone(), options.interceptor().unwrap())
+        };
+        let [mut nobody, mut wrong, mut right] = [None, Some("open"), Some("open-sesame")].map(ask);
+        for denied in [&mut nobody, &mut wrong] {
+            let error = denied.get_status(StatusRequest {}).await.unwrap_err();
+            assert_eq!(error.code(), tonic::Code::Unauthenticated);
+        }
+        right.get_status(StatusRequest {}).await.unwrap();
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        health
+            .check(tonic_health::pb::HealthCheckRequest::default())
+            .await
+            .unwrap();
+    });
+    coordinator.shutdown.send(2).unwrap();
+    let error = coordinator.finish().unwrap_err();
+    assert!(
+        matches!(error, CoordinatorError::Interrupted { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_run_that_nobody_joins_says_what_it_waits_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = tokio::sync::watch::channel(String::new());
+    let config = config(folder.path(), &["cluster.start_timeout_s=0.5"]);
+    let coordinator = Coordinator::start(config, false, &address);
+    let mut said = String::new();
+    while let Ok(event) = coordinator.events.recv() {
+        if let RunEvent::Status(status) = event {
+            said = if status.message.is_empty() {
+                said
+            } else {
+                status.message.clone()
+            };
+        }
+    }
+    assert_eq!(said, "waiting for a learner to dial in");
+    let error = coordinator.finish().unwrap_err().to_string();
+    assert!(error.contains("waiting for a learner"), "{error}");
+}
