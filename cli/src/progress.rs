@@ -67,8 +67,10 @@ impl Progress {
             }
         }
         lines.sort();
+        // Without a bar, what is waited for is told where nothing else is for long.
+        let waits = matches!(status.phase(), v1::Phase::Starting | v1::Phase::Paused);
         let new_message = status.message != self.message && !status.message.is_empty();
-        if bar.is_hidden() && new_message {
+        if bar.is_hidden() && waits && new_message {
             lines.push((u64::MAX, status.message.clone()));
         }
         self.message.clone_from(&status.message);

@@ -147,7 +147,7 @@ fn report(summary: RunSummary) -> Report {
         steps: summary.steps,
         seconds: (summary.seconds * 10.0).round() / 10.0,
         tokens: summary.tokens,
-        cost_usd: summary.cost_usd,
+        cost_usd: (summary.cost_usd * 1e6).round() / 1e6,
         adapter: summary.adapter,
     }
 }

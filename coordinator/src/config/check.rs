@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use tina_model::{LoraModule, ModelSource};
 use tina_proto::auth::TOKEN_VARIABLE;
 
-use super::{RunConfig, schema::Reader};
+use super::{Dtype, RunConfig, schema::Reader};
 use crate::data::{PromptTemplate, arithmetic};
 
 /// Complains to the reader about everything impossible in `config`.
@@ -184,6 +184,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
             &key,
             gpu || device == "cpu",
             "must be \"cpu\" or \"cuda:N\"",
+        );
+        check(
+            "model.dtype",
+            gpu || config.model.dtype != Dtype::Bf16,
+            &format!("bf16 is not had on a CPU, and {key} is \"cpu\"; use \"auto\" or \"f32\""),
         );
     }
     for (at, worker) in config.rollout.workers.iter().enumerate() {

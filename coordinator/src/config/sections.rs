@@ -17,7 +17,7 @@ section! {
         /// Optimiser steps to take.
         #[unit = "steps"]
         steps: u64 = 100;
-        /// The adapter of every so-manieth step stays on disk; 0: of none but the newest.
+        /// An adapter stays on disk every so many steps; 0: only the newest do.
         #[unit = "steps"]
         keep_every: u64 = 10;
         /// This many of the newest adapters stay on disk.
@@ -45,7 +45,8 @@ section! {
         /// package), a folder in Hugging Face layout, or a `.gguf` file; a path is relative to the
         /// config file.
         source: String;
-        /// How the base weights are held; `auto`: f32 on a CPU, bf16 on a GPU.
+        /// How the base weights are held and multiplied; `auto`: f32 on a CPU, bf16 on a GPU (bf16 is
+        /// not had on a CPU).
         dtype: Dtype = Dtype::Auto;
     }
 }
