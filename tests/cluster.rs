@@ -1,5 +1,11 @@
 //! Whole clusters of real processes on a tiny random model: they learn, answer while they run, and
 //! end in the same bytes whatever dies on the way. Faults start on progress, never on a sleep.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod support;
 
@@ -27,23 +33,50 @@ fn a_cluster_learns_and_answers_meanwhile() {
     assert_eq!(status.workers.len(), 1);
     let worker = &status.workers[0];
     assert_eq!((worker.state.as_str(), worker.slots), ("ready", 16));
-    assert_eq!(worker.probe_diff_max, 0.0, "on a CPU the probe agrees to the bit");
-    assert!(status.learner.is_some_and(|learner| learner.trainable_parameters > 0));
+    assert_eq!(
+        worker.probe_diff_max, 0.0,
+        "on a CPU the probe agrees to the bit"
+    );
+    assert!(
+        status
+            .learner
+            .is_some_and(|learner| learner.trainable_parameters > 0)
+    );
     let address = up.address();
-    let shown = tina().args(["status", "--json", "--coordinator", &address]).output().unwrap();
-    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let shown = tina()
+        .args(["status", "--json", "--coordinator", &address])
+        .output()
+        .unwrap();
+    assert!(
+        shown.status.success(),
+        "{}",
+        String::from_utf8_lossy(&shown.stderr)
+    );
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["run_id"], status.run_id.as_str());
     let last = up.wait_for_step(15);
     for step in &last.tail {
         let metrics = step.learner.as_ref().unwrap();
-        assert_eq!(metrics.logprob_diff_max, 0.0, "step {}: one forward", step.step);
+        assert_eq!(
+            metrics.logprob_diff_max, 0.0,
+            "step {}: one forward",
+            step.step
+        );
     }
     let (first, later) = (reward(&last, 1..=3), reward(&last, 13..=15));
-    assert!(later > first + 0.2, "reward {first:.3} at first, {later:.3} later");
+    assert!(
+        later > first + 0.2,
+        "reward {first:.3} at first, {later:.3} later"
+    );
     let summary = up.finish().summary();
     assert_eq!(summary["steps"], 16);
-    for key in ["accuracy_before", "accuracy_after", "seconds", "tokens", "cost_usd"] {
+    for key in [
+        "accuracy_before",
+        "accuracy_after",
+        "seconds",
+        "tokens",
+        "cost_usd",
+    ] {
         assert!(summary[key].is_number(), "{key} in {summary}");
     }
     let adapter = std::path::Path::new(summary["adapter"].as_str().unwrap());
@@ -63,14 +96,23 @@ fn whatever_dies_the_adapter_is_the_same_to_the_byte() {
         up.wait_for_step(2);
         up.kill(role);
         assert_eq!(up.finish().summary()["steps"], 6);
-        assert!(bench.final_adapter(&name) == whole, "SIGKILL of the {role} changed the adapter");
+        assert!(
+            bench.final_adapter(&name) == whole,
+            "SIGKILL of the {role} changed the adapter"
+        );
     }
 
-    let two = ["--set", "rollout.workers=[{ device = \"cpu\" }, { device = \"cpu\" }]"];
+    let two = [
+        "--set",
+        "rollout.workers=[{ device = \"cpu\" }, { device = \"cpu\" }]",
+    ];
     let mut up = bench.up("two-workers", &two);
     assert!(up.wait_for_step(1).workers.len() <= 2);
     up.finish().summary();
-    assert!(bench.final_adapter("two-workers") == whole, "two workers sample otherwise than one");
+    assert!(
+        bench.final_adapter("two-workers") == whole,
+        "two workers sample otherwise than one"
+    );
 }
 
 #[test]
@@ -83,17 +125,33 @@ fn a_run_that_was_cut_and_resumed_ends_in_the_same_bytes() {
     up.wait_for_step(3);
     up.signal("INT");
     let ended = up.finish();
-    assert!(ended.stderr.contains("--resume"), "it says how to go on:\n{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("--resume"),
+        "it says how to go on:\n{}",
+        ended.stderr
+    );
     let again = bench.up("interrupted", &[]).finish();
     assert!(!again.success, "a run that has begun is not begun again");
     assert!(again.stderr.contains("--resume"), "{}", again.stderr);
-    assert_eq!(bench.up("interrupted", &["--resume"]).finish().summary()["steps"], 6);
-    assert!(bench.final_adapter("interrupted") == whole, "Ctrl-C and --resume");
+    assert_eq!(
+        bench.up("interrupted", &["--resume"]).finish().summary()["steps"],
+        6
+    );
+    assert!(
+        bench.final_adapter("interrupted") == whole,
+        "Ctrl-C and --resume"
+    );
 
     let mut up = bench.up("killed", &[]);
     up.wait_for_step(3);
     up.signal("KILL");
     drop(up);
-    assert_eq!(bench.up("killed", &["--resume"]).finish().summary()["steps"], 6);
-    assert!(bench.final_adapter("killed") == whole, "SIGKILL of the coordinator and --resume");
+    assert_eq!(
+        bench.up("killed", &["--resume"]).finish().summary()["steps"],
+        6
+    );
+    assert!(
+        bench.final_adapter("killed") == whole,
+        "SIGKILL of the coordinator and --resume"
+    );
 }

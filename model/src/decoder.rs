@@ -55,7 +55,12 @@ impl LoadOptions {
     /// On `device`, in the type that suits it.
     pub fn new(device: Device, train: bool) -> Self {
         let fused = device.is_cpu();
-        Self { device, dtype: Dtype::Auto, train, fused }
+        Self {
+            device,
+            dtype: Dtype::Auto,
+            train,
+            fused,
+        }
     }
 }
 
@@ -73,7 +78,9 @@ pub fn parse_device(text: &str) -> Result<Device> {
         _ => None,
     };
     let Some(ordinal) = ordinal else {
-        return Err(ModelError::OutOfRange(format!("device `{text}`; expected cpu or cuda:N")));
+        return Err(ModelError::OutOfRange(format!(
+            "device `{text}`; expected cpu or cuda:N"
+        )));
     };
     if cfg!(not(feature = "cuda")) {
         return Err(ModelError::Unsupported(format!(
@@ -128,7 +135,13 @@ impl LayerLora<'_> {
             .dropout
             .as_ref()
             .map(|(dropout, keys)| DropMask::new(*dropout, keys, self.layer, index));
-        Some(LoraUse { pair, a: a.clone(), b: b.clone(), scale: self.scale, dropout })
+        Some(LoraUse {
+            pair,
+            a: a.clone(),
+            b: b.clone(),
+            scale: self.scale,
+            dropout,
+        })
     }
 }
 
@@ -167,7 +180,12 @@ impl Decoder {
             }
         };
         let fused = options.fused && cpu && dtype == DType::F32;
-        let loader = Loader { weights, options, dtype, fused };
+        let loader = Loader {
+            weights,
+            options,
+            dtype,
+            fused,
+        };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         // A tied embedding is also the output projection, and gets its backward packing.
         let embedding = loader.linear(
@@ -218,7 +236,11 @@ impl Decoder {
 
     pub(crate) fn heads(&self) -> Heads {
         let c = &self.config;
-        Heads { queries: c.heads, keys: c.kv_heads, width: c.head_dim }
+        Heads {
+            queries: c.heads,
+            keys: c.kv_heads,
+            width: c.head_dim,
+        }
     }
 
     /// The output projection, `[vocab, hidden]`.
@@ -237,12 +259,23 @@ impl Decoder {
     pub fn new_cache(&self, slots: usize, max_tokens: usize) -> Result<KvCache> {
         let layers = self.config.layers;
         let (heads, fused) = (self.heads(), self.fused);
-        KvCache::new(heads, layers, slots, max_tokens, fused, self.dtype, &self.device)
+        KvCache::new(
+            heads,
+            layers,
+            slots,
+            max_tokens,
+            fused,
+            self.dtype,
+            &self.device,
+        )
     }
 
     /// Checks that token ids are in the vocabulary and positions in the context.
     pub(crate) fn check_tokens(&self, tokens: &[u32], positions: &[u32]) -> Result<()> {
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
+        if let Some(id) = tokens
+            .iter()
+            .find(|id| **id as usize >= self.config.vocab_size)
+        {
             let size = self.config.vocab_size;
             return Err(ModelError::OutOfRange(format!(
                 "token id {id} in a vocabulary of {size}"
@@ -274,7 +307,10 @@ impl Decoder {
                 .collect();
             Ok(Tensor::from_vec(values, shape, &self.device)?)
         };
-        Ok(Angles { cos: each(f64::cos)?, sin: each(f64::sin)? })
+        Ok(Angles {
+            cos: each(f64::cos)?,
+            sin: each(f64::sin)?,
+        })
     }
 
     /// q, k and v of a layer: x `[rows, hidden]`.
@@ -287,7 +323,11 @@ impl Decoder {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let normed = layer.input_norm.forward(x)?;
         let linear = |m: LoraModule| layer.linear(m, &normed, lora);
-        let (q, k, v) = (linear(LoraModule::Q)?, linear(LoraModule::K)?, linear(LoraModule::V)?);
+        let (q, k, v) = (
+            linear(LoraModule::Q)?,
+            linear(LoraModule::K)?,
+            linear(LoraModule::V)?,
+        );
         let width = self.config.head_dim;
         let turned = |x: Tensor, norm: &Option<RmsNorm>| -> Result<Tensor> {
             let x = match norm {
@@ -356,8 +396,10 @@ impl Decoder {
         let mut rows = PackedRows::new();
         rows.push_sequence(0, prompt);
         self.check_tokens(&rows.tokens, &rows.positions)?;
-        let pass =
-            Pass { angles: self.angles(&rows.positions)?, segments: Arc::new(rows.segments) };
+        let pass = Pass {
+            angles: self.angles(&rows.positions)?,
+            segments: Arc::new(rows.segments),
+        };
         let mut x = self.embed(prompt)?;
         let mut kept = Vec::with_capacity(self.layers.len());
         for i in 0..self.layers.len() {
@@ -369,7 +411,13 @@ impl Decoder {
         }
         let last = self.norm.forward(&x.narrow(0, prompt.len() - 1, 1)?)?;
         let logits = self.logits(&last)?.squeeze(0)?.to_vec1()?;
-        Ok((PromptKv { tokens: prompt.len(), layers: Arc::new(kept) }, logits))
+        Ok((
+            PromptKv {
+                tokens: prompt.len(),
+                layers: Arc::new(kept),
+            },
+            logits,
+        ))
     }
 
     /// One decoding step: each slot takes its token; logits `[n, vocab]`, f32, in the same order.
@@ -384,7 +432,9 @@ impl Decoder {
     ) -> Result<Tensor> {
         let (slots, tokens): (Vec<usize>, Vec<u32>) = step.iter().copied().unzip();
         if slots.is_empty() {
-            return Err(ModelError::OutOfRange("a decoding step of no sequences".into()));
+            return Err(ModelError::OutOfRange(
+                "a decoding step of no sequences".into(),
+            ));
         }
         self.check_tokens(&tokens, &[])?;
         let plan = cache.plan(&slots)?;
@@ -410,7 +460,13 @@ pub(crate) fn layer_lora<'a>(
 ) -> Option<LayerLora<'a>> {
     let (adapter, tensors) = (adapter?, tensors?);
     let pairs = &adapter.layers[layer];
-    Some(LayerLora { pairs, tensors, scale: adapter.config.scale(), dropout: None, layer })
+    Some(LayerLora {
+        pairs,
+        tensors,
+        scale: adapter.config.scale(),
+        dropout: None,
+        layer,
+    })
 }
 
 impl Layer {
@@ -451,13 +507,24 @@ impl Loader<'_> {
             .transpose()?;
         let name = format!("{path}.weight");
         if self.fused {
-            return Ok(Linear::packed(&self.weights.load(&name, &[outer, inner])?, bias, train)?);
+            return Ok(Linear::packed(
+                &self.weights.load(&name, &[outer, inner])?,
+                bias,
+                train,
+            )?);
         }
-        Ok(Linear::dense(self.tensor(&name, &[outer, inner], self.dtype)?, bias)?)
+        Ok(Linear::dense(
+            self.tensor(&name, &[outer, inner], self.dtype)?,
+            bias,
+        )?)
     }
 
     fn norm(&self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(self.tensor(name, &[width], DType::F32)?, eps, self.fused))
+        Ok(RmsNorm::new(
+            self.tensor(name, &[width], DType::F32)?,
+            eps,
+            self.fused,
+        ))
     }
 
     fn layer(&self, config: &ModelConfig, path: &str) -> Result<Layer> {
@@ -469,7 +536,10 @@ impl Loader<'_> {
         };
         let head_norm = |side: &str| {
             let name = format!("{path}.self_attn.{side}_norm.weight");
-            config.qk_norm.then(|| self.norm(&name, config.head_dim, config.rms_eps)).transpose()
+            config
+                .qk_norm
+                .then(|| self.norm(&name, config.head_dim, config.rms_eps))
+                .transpose()
         };
         let [q, k, v, o, gate, up, down] = LoraModule::ALL;
         Ok(Layer {

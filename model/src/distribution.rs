@@ -66,7 +66,12 @@ impl Row {
 
 impl Distribution {
     /// Temperature 1, every token kept: the model's own distribution.
-    pub const FULL: Self = Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
+    pub const FULL: Self = Self {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+    };
 
     /// Whether tokens may be cut off.
     pub fn truncates(&self) -> bool {
@@ -76,7 +81,11 @@ impl Distribution {
     /// The distribution that log-probs are taken of: greedy choices are scored under
     /// [`Distribution::FULL`].
     pub fn scored(&self) -> Self {
-        if self.temperature > 0.0 { *self } else { Self::FULL }
+        if self.temperature > 0.0 {
+            *self
+        } else {
+            Self::FULL
+        }
     }
 
     /// Draws by inverse CDF, in the order of ids, with `uniform` in [0, 1).
@@ -94,11 +103,17 @@ impl Distribution {
                 sum += f64::from(scratch.exps[**id as usize]);
                 sum > goal
             });
-            found.or(scratch.kept.last()).copied().unwrap_or_else(|| argmax(logits))
+            found
+                .or(scratch.kept.last())
+                .copied()
+                .unwrap_or_else(|| argmax(logits))
         } else {
             walk(&scratch.exps, &scratch.sums, goal).unwrap_or_else(|| argmax(logits))
         };
-        Sampled { token, logprob: row.logprob(logits[token as usize]) }
+        Sampled {
+            token,
+            logprob: row.logprob(logits[token as usize]),
+        }
     }
 
     /// The log-prob of `token`; a token that truncation cuts off counts as kept (on a GPU rounding
@@ -146,10 +161,20 @@ impl Distribution {
         scratch.exps.resize(n, 0.0);
         scratch.sums.resize(n.div_ceil(CHUNK), 0.0);
         let inverse_temperature = 1.0 / self.temperature;
-        let all =
-            math::exp_sum(logits, inverse_temperature, &mut scratch.exps, &mut scratch.sums);
-        let kept = self.truncates().then(|| self.truncate(logits, all.sum, include, scratch));
-        Row { all, kept, inverse_temperature }
+        let all = math::exp_sum(
+            logits,
+            inverse_temperature,
+            &mut scratch.exps,
+            &mut scratch.sums,
+        );
+        let kept = self
+            .truncates()
+            .then(|| self.truncate(logits, all.sum, include, scratch));
+        Row {
+            all,
+            kept,
+            inverse_temperature,
+        }
     }
 
     /// Fills `scratch.kept` with the kept ids, ascending, and returns the sum of their exps.
@@ -166,7 +191,9 @@ impl Distribution {
         kept.extend((0..logits.len() as u32).filter(|id| exps[*id as usize] >= self.min_p));
         // Likeliest first; among equals, the lower id. Logits, not exps: those can tie at 0.
         let order = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+            logits[*b as usize]
+                .total_cmp(&logits[*a as usize])
+                .then(a.cmp(b))
         };
         let k = self.top_k as usize;
         if k > 0 && k < kept.len() {
@@ -237,11 +264,16 @@ mod tests {
     use super::*;
 
     fn logits(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * 8.0).collect()
+        (0..n)
+            .map(|i| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * 8.0)
+            .collect()
     }
 
     fn probabilities(logits: &[f32], t: f32) -> Vec<f64> {
-        let e: Vec<f64> = logits.iter().map(|x| (f64::from(*x) / f64::from(t)).exp()).collect();
+        let e: Vec<f64> = logits
+            .iter()
+            .map(|x| (f64::from(*x) / f64::from(t)).exp())
+            .collect();
         let sum: f64 = e.iter().sum();
         e.iter().map(|e| e / sum).collect()
     }
@@ -252,7 +284,10 @@ mod tests {
         for t in [1.0, 0.7, 2.5] {
             let p = probabilities(&x, t);
             let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
-            let dist = Distribution { temperature: t, ..Distribution::FULL };
+            let dist = Distribution {
+                temperature: t,
+                ..Distribution::FULL
+            };
             let got = dist.log_prob(&x, 77, &mut scratch);
             assert!((f64::from(got.logprob) - p[77].ln()).abs() < 2e-6);
             assert!((f64::from(got.entropy) - entropy).abs() < 1e-5);
@@ -263,8 +298,16 @@ mod tests {
     fn draws_follow_the_probabilities_and_carry_the_log_prob_that_is_recomputed() {
         let (x, mut scratch) = (logits(600), Scratch::default());
         for dist in [
-            Distribution { temperature: 0.8, ..Distribution::FULL },
-            Distribution { temperature: 0.8, top_p: 0.9, top_k: 40, min_p: 0.02 },
+            Distribution {
+                temperature: 0.8,
+                ..Distribution::FULL
+            },
+            Distribution {
+                temperature: 0.8,
+                top_p: 0.9,
+                top_k: 40,
+                min_p: 0.02,
+            },
         ] {
             let mut count = vec![0u32; 600];
             let draws = 40_000;
@@ -286,16 +329,43 @@ mod tests {
 
     #[test]
     fn truncation_keeps_what_each_rule_says() {
-        let x: Vec<f32> = [0.4f32, 0.3, 0.15, 0.1, 0.05].iter().map(|p| p.ln()).collect();
+        let x: Vec<f32> = [0.4f32, 0.3, 0.15, 0.1, 0.05]
+            .iter()
+            .map(|p| p.ln())
+            .collect();
         let kept = |dist: Distribution| {
             let mut scratch = Scratch::default();
             dist.row(&x, None, &mut scratch);
             scratch.kept
         };
-        assert_eq!(kept(Distribution { top_k: 2, ..Distribution::FULL }), [0, 1]);
-        assert_eq!(kept(Distribution { top_p: 0.65, ..Distribution::FULL }), [0, 1]);
-        assert_eq!(kept(Distribution { top_p: 0.75, ..Distribution::FULL }), [0, 1, 2]);
-        assert_eq!(kept(Distribution { min_p: 0.3, ..Distribution::FULL }), [0, 1, 2]);
+        assert_eq!(
+            kept(Distribution {
+                top_k: 2,
+                ..Distribution::FULL
+            }),
+            [0, 1]
+        );
+        assert_eq!(
+            kept(Distribution {
+                top_p: 0.65,
+                ..Distribution::FULL
+            }),
+            [0, 1]
+        );
+        assert_eq!(
+            kept(Distribution {
+                top_p: 0.75,
+                ..Distribution::FULL
+            }),
+            [0, 1, 2]
+        );
+        assert_eq!(
+            kept(Distribution {
+                min_p: 0.3,
+                ..Distribution::FULL
+            }),
+            [0, 1, 2]
+        );
     }
 
     #[test]
@@ -303,8 +373,15 @@ mod tests {
         let x = logits(50);
         let mut scratch = Scratch::default();
         for dist in [
-            Distribution { temperature: 0.9, ..Distribution::FULL },
-            Distribution { temperature: 1.3, top_k: 10, ..Distribution::FULL },
+            Distribution {
+                temperature: 0.9,
+                ..Distribution::FULL
+            },
+            Distribution {
+                temperature: 1.3,
+                top_k: 10,
+                ..Distribution::FULL
+            },
         ] {
             let token = dist.sample(&x, 0.4, &mut scratch).token;
             let mut gradient = x.clone();
@@ -316,7 +393,8 @@ mod tests {
                     f64::from(dist.log_prob(&x, token, scratch).logprob)
                 };
                 let h = 1e-2;
-                let want = 1.5 * (at(h, &mut scratch) - at(-h, &mut scratch)) / (2.0 * f64::from(h));
+                let want =
+                    1.5 * (at(h, &mut scratch) - at(-h, &mut scratch)) / (2.0 * f64::from(h));
                 assert!((f64::from(gradient[i]) - want).abs() < 2e-4, "{i}");
             }
         }
@@ -325,12 +403,17 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest_and_scores_it_in_full() {
         let x = logits(300);
-        let dist = Distribution { temperature: 0.0, ..Distribution::FULL };
+        let dist = Distribution {
+            temperature: 0.0,
+            ..Distribution::FULL
+        };
         let mut scratch = Scratch::default();
         let got = dist.sample(&x, 0.99, &mut scratch);
         let best = (0..300).fold(0, |b, i| if x[i] > x[b] { i } else { b });
         assert_eq!(got.token as usize, best);
-        let want = Distribution::FULL.log_prob(&x, got.token, &mut scratch).logprob;
+        let want = Distribution::FULL
+            .log_prob(&x, got.token, &mut scratch)
+            .logprob;
         assert_eq!(got.logprob.to_bits(), want.to_bits());
     }
 }

@@ -59,7 +59,11 @@ impl DropMask {
     /// The factors themselves, `[rows, width]` f32 on `device`.
     pub(crate) fn tensor(&self, width: usize, device: &Device) -> Result<Tensor> {
         let rows = self.keys.len();
-        Tensor::from_vec(self.apply(&vec![1.0; rows * width], width), (rows, width), device)
+        Tensor::from_vec(
+            self.apply(&vec![1.0; rows * width], width),
+            (rows, width),
+            device,
+        )
     }
 }
 

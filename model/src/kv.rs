@@ -96,7 +96,12 @@ impl KvCache {
             };
             Store::Device((0..layers).map(layer).collect::<candle_core::Result<_>>()?)
         };
-        Ok(Self { heads, max_tokens, slots: vec![Slot::default(); slots], store })
+        Ok(Self {
+            heads,
+            max_tokens,
+            slots: vec![Slot::default(); slots],
+            store,
+        })
     }
 
     /// Sequences that it has room for.
@@ -141,7 +146,10 @@ impl KvCache {
                 v.slice_set(prompt_v, 0, slot * self.max_tokens)?;
             }
         }
-        *place = Slot { prompt: Some(prompt.clone()), decoded: 0 };
+        *place = Slot {
+            prompt: Some(prompt.clone()),
+            decoded: 0,
+        };
         Ok(())
     }
 
@@ -165,7 +173,9 @@ impl KvCache {
         for (i, slot) in slots.iter().enumerate() {
             let place = self.slots.get(*slot).ok_or_else(|| no_slot(*slot))?;
             if place.prompt.is_none() {
-                return Err(ModelError::OutOfRange(format!("slot {slot} holds no prompt")));
+                return Err(ModelError::OutOfRange(format!(
+                    "slot {slot} holds no prompt"
+                )));
             }
             if place.len() >= self.max_tokens {
                 return Err(ModelError::OutOfRange(format!(
@@ -174,7 +184,9 @@ impl KvCache {
                 )));
             }
             if slots[..i].contains(slot) {
-                return Err(ModelError::OutOfRange(format!("slot {slot} stands twice in a step")));
+                return Err(ModelError::OutOfRange(format!(
+                    "slot {slot} stands twice in a step"
+                )));
             }
         }
         let positions: Vec<u32> = slots.iter().map(|s| self.slots[*s].len() as u32).collect();
@@ -195,7 +207,13 @@ impl KvCache {
                 });
                 let read = Tensor::from_vec(read.collect::<Vec<_>>(), n * longest, device)?;
                 let mask = positions.iter().flat_map(|p| {
-                    let seen = move |j: usize| if j <= *p as usize { 0.0 } else { f32::NEG_INFINITY };
+                    let seen = move |j: usize| {
+                        if j <= *p as usize {
+                            0.0
+                        } else {
+                            f32::NEG_INFINITY
+                        }
+                    };
                     (0..longest).map(seen)
                 });
                 let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), (n, 1, longest), device)?;
@@ -205,7 +223,11 @@ impl KvCache {
         for slot in slots {
             self.slots[*slot].decoded += 1;
         }
-        Ok(DecodePlan { slots: slots.to_vec(), positions, device })
+        Ok(DecodePlan {
+            slots: slots.to_vec(),
+            positions,
+            device,
+        })
     }
 
     /// Attention of one layer of a decoding step: q `[n, queries * width]`, k and v of the new
@@ -266,7 +288,9 @@ fn host_attention(
         .iter()
         .map(|slot| {
             let prompt = slots[*slot].prompt.as_ref();
-            prompt.and_then(|p| p.layers.get(layer)).ok_or_else(|| no_slot(*slot))
+            prompt
+                .and_then(|p| p.layers.get(layer))
+                .ok_or_else(|| no_slot(*slot))
         })
         .collect::<Result<Vec<_>>>()?;
     // Completions of one prompt share its tensors: all slices first, then the rows in parallel.
@@ -274,16 +298,22 @@ fn host_attention(
     tensors.extend(prompts.iter().flat_map(|(k, v)| [k, v]));
     let out = with_slices(&tensors, |s| {
         let mut out = vec![0f32; plan.slots.len() * row];
-        out.par_chunks_mut(row).enumerate().for_each_init(Vec::new, |scores: &mut Vec<f32>, (i, out)| {
-            let (own_k, own_v) = &store[plan.slots[i]][layer];
-            let keys = [
-                Keys { k: s[1 + 2 * i], v: s[2 + 2 * i] },
-                Keys { k: own_k, v: own_v },
-            ];
-            scores.clear();
-            scores.resize((keys[0].k.len() + own_k.len()) / heads.key_row(), 0.0);
-            attend(&s[0][i * row..(i + 1) * row], &keys, heads, scores, out);
-        });
+        out.par_chunks_mut(row).enumerate().for_each_init(
+            Vec::new,
+            |scores: &mut Vec<f32>, (i, out)| {
+                let (own_k, own_v) = &store[plan.slots[i]][layer];
+                let keys = [
+                    Keys {
+                        k: s[1 + 2 * i],
+                        v: s[2 + 2 * i],
+                    },
+                    Keys { k: own_k, v: own_v },
+                ];
+                scores.clear();
+                scores.resize((keys[0].k.len() + own_k.len()) / heads.key_row(), 0.0);
+                attend(&s[0][i * row..(i + 1) * row], &keys, heads, scores, out);
+            },
+        );
         out
     })?;
     Ok(cpu_tensor(out, (plan.slots.len(), row))?)

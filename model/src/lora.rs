@@ -43,8 +43,15 @@ pub enum LoraModule {
 
 impl LoraModule {
     /// All seven, in the order of their parameters.
-    pub const ALL: [Self; 7] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 7] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     /// PEFT's name.
     pub fn name(self) -> &'static str {
@@ -61,7 +68,11 @@ impl LoraModule {
 
     /// Its weight's place in a layer, under Hugging Face's name.
     pub(crate) fn path(self) -> String {
-        let block = if self < Self::Gate { "self_attn" } else { "mlp" };
+        let block = if self < Self::Gate {
+            "self_attn"
+        } else {
+            "mlp"
+        };
         format!("{block}.{}", self.name())
     }
 
@@ -89,10 +100,15 @@ impl FromStr for LoraModule {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            ModelError::Adapter(format!("`{text}` is not a target module; known are {known}"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|m| m.name() == text)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::name).join(", ");
+                ModelError::Adapter(format!(
+                    "`{text}` is not a target module; known are {known}"
+                ))
+            })
     }
 }
 
@@ -148,7 +164,10 @@ impl LoraConfig {
         let json: serde_json::Value =
             serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
         if json["peft_type"] != "LORA" {
-            return Err(bad(format!("peft_type is {}, expected \"LORA\"", json["peft_type"])));
+            return Err(bad(format!(
+                "peft_type is {}, expected \"LORA\"",
+                json["peft_type"]
+            )));
         }
         let empty = |v: &serde_json::Value| {
             v.is_null()
@@ -157,13 +176,21 @@ impl LoraConfig {
                 || v.as_array().is_some_and(Vec::is_empty)
                 || v.as_object().is_some_and(serde_json::Map::is_empty)
         };
-        for key in ["use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save"] {
+        for key in [
+            "use_dora",
+            "bias",
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+        ] {
             if !empty(&json[key]) {
                 return Err(bad(format!("{key} = {} is not supported", json[key])));
             }
         }
         let number = |key: &str| {
-            json[key].as_f64().ok_or_else(|| bad(format!("{key} is {}, not a number", json[key])))
+            json[key]
+                .as_f64()
+                .ok_or_else(|| bad(format!("{key} is {}, not a number", json[key])))
         };
         let modules = json["target_modules"]
             .as_array()
@@ -221,7 +248,12 @@ pub(crate) struct PackedPair {
 
 impl LoraPair {
     fn new(a: Tensor, b: Tensor) -> Self {
-        Self { a, b, packed: Arc::default(), packed_backward: Arc::default() }
+        Self {
+            a,
+            b,
+            packed: Arc::default(),
+            packed_backward: Arc::default(),
+        }
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -247,7 +279,9 @@ impl LoraPair {
 
     pub(crate) fn packed(&self) -> candle_core::Result<&PackedPair> {
         self.pack(&self.packed, Packed::transposed)?;
-        self.packed.get().ok_or_else(|| candle_core::Error::Msg("LoRA pair is not packed".into()))
+        self.packed
+            .get()
+            .ok_or_else(|| candle_core::Error::Msg("LoRA pair is not packed".into()))
     }
 
     pub(crate) fn packed_backward(&self) -> candle_core::Result<&PackedPair> {
@@ -284,8 +318,9 @@ impl Adapter {
             let place = mix((layer as u64) << 8 | module as u64);
             let mut rng = ChaCha8Rng::seed_from_u64(seed ^ place);
             let bound = 1.0 / (inner as f32).sqrt();
-            let a: Vec<f32> =
-                (0..lora.rank * inner).map(|_| rng.random_range(-bound..bound)).collect();
+            let a: Vec<f32> = (0..lora.rank * inner)
+                .map(|_| rng.random_range(-bound..bound))
+                .collect();
             let a = Tensor::from_vec(a, (lora.rank, inner), device)?;
             Ok((a, Tensor::zeros((outer, lora.rank), DType::F32, device)?))
         })
@@ -315,10 +350,17 @@ impl Adapter {
                 })?;
                 read_view(&name, &view, &shape, device)
             };
-            Ok((load("A", [lora.rank, inner])?, load("B", [outer, lora.rank])?))
+            Ok((
+                load("A", [lora.rank, inner])?,
+                load("B", [outer, lora.rank])?,
+            ))
         })?;
         let known = adapter.parameter_names();
-        if let Some(extra) = file.names().into_iter().find(|n| !known.iter().any(|k| k == n)) {
+        if let Some(extra) = file
+            .names()
+            .into_iter()
+            .find(|n| !known.iter().any(|k| k == n))
+        {
             return Err(ModelError::Adapter(format!(
                 "tensor `{extra}` does not belong to an adapter of rank {} on {} modules",
                 lora.rank,
@@ -345,7 +387,10 @@ impl Adapter {
             }
             layers.push(pairs);
         }
-        Ok(Self { config: Arc::new(lora.clone()), layers: Arc::new(layers) })
+        Ok(Self {
+            config: Arc::new(lora.clone()),
+            layers: Arc::new(layers),
+        })
     }
 
     /// The configuration that it was made with.
@@ -362,7 +407,9 @@ impl Adapter {
 
     /// All matrices, in a fixed order: by layer, then module, A before B.
     pub fn parameters(&self) -> Vec<Tensor> {
-        self.pairs().flat_map(|(_, _, p)| [p.a.clone(), p.b.clone()]).collect()
+        self.pairs()
+            .flat_map(|(_, _, p)| [p.a.clone(), p.b.clone()])
+            .collect()
     }
 
     /// PEFT's names of [`Adapter::parameters`].
@@ -374,7 +421,9 @@ impl Adapter {
 
     /// Numbers that training changes.
     pub fn parameter_count(&self) -> u64 {
-        self.pairs().map(|(_, _, p)| (p.a.elem_count() + p.b.elem_count()) as u64).sum()
+        self.pairs()
+            .map(|(_, _, p)| (p.a.elem_count() + p.b.elem_count()) as u64)
+            .sum()
     }
 
     /// The same adapter with other matrices, given in the order of [`Adapter::parameters`].
@@ -410,7 +459,10 @@ impl Adapter {
             }
             layers.push(renewed);
         }
-        Ok(Self { config: self.config.clone(), layers: Arc::new(layers) })
+        Ok(Self {
+            config: self.config.clone(),
+            layers: Arc::new(layers),
+        })
     }
 
     /// PEFT's `adapter_model.safetensors`; the same weights give the same bytes.
@@ -427,7 +479,10 @@ impl Adapter {
         let views = tensors
             .iter()
             .map(|(name, shape, bytes)| {
-                Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
+                Ok((
+                    name.as_str(),
+                    TensorView::new(Dtype::F32, shape.clone(), bytes)?,
+                ))
             })
             .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -438,7 +493,10 @@ impl Adapter {
 }
 
 fn peft_name(layer: usize, module: LoraModule, side: &str) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.lora_{side}.weight", module.path())
+    format!(
+        "base_model.model.model.layers.{layer}.{}.lora_{side}.weight",
+        module.path()
+    )
 }
 
 fn read_view(
@@ -453,13 +511,17 @@ fn read_view(
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         other => {
-            return Err(ModelError::Adapter(format!("tensor `{name}` is {other:?}, not a float")));
+            return Err(ModelError::Adapter(format!(
+                "tensor `{name}` is {other:?}, not a float"
+            )));
         }
     };
-    let tensor = Tensor::from_raw_buffer(view.data(), dtype, shape, &Device::Cpu)?
-        .to_dtype(DType::F32)?;
+    let tensor =
+        Tensor::from_raw_buffer(view.data(), dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
     if with_slices(&[&tensor], |s| s[0].iter().any(|v| !v.is_finite()))? {
-        return Err(ModelError::Adapter(format!("tensor `{name}` holds a number that is not finite")));
+        return Err(ModelError::Adapter(format!(
+            "tensor `{name}` holds a number that is not finite"
+        )));
     }
     Ok(tensor.to_device(device)?)
 }

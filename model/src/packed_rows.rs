@@ -43,7 +43,11 @@ impl PackedRows {
     /// Rows that [`PackedRows::push_group`] would add: a completion's last token predicts nothing
     /// and needs none.
     pub fn rows_of_group(prompt: &[u32], completions: &[&[u32]]) -> usize {
-        prompt.len() + completions.iter().map(|c| c.len().saturating_sub(1)).sum::<usize>()
+        prompt.len()
+            + completions
+                .iter()
+                .map(|c| c.len().saturating_sub(1))
+                .sum::<usize>()
     }
 
     /// One sequence, all its tokens as rows.
@@ -67,7 +71,9 @@ impl PackedRows {
         let prefix = Some((prompt.start, prompt.len()));
         let mut targets = Vec::with_capacity(completions.len());
         for (i, completion) in completions.iter().enumerate() {
-            let rows = completion.split_last().map_or(&[][..], |(_, before)| before);
+            let rows = completion
+                .split_last()
+                .map_or(&[][..], |(_, before)| before);
             let own = self.push(mix(key.wrapping_add(i as u64)), rows, prefix);
             let predicted_by = |t: usize| match t {
                 0 => prompt.end.saturating_sub(1),
@@ -77,7 +83,10 @@ impl PackedRows {
                 completion
                     .iter()
                     .enumerate()
-                    .map(|(t, token)| Target { row: predicted_by(t) as u32, token: *token })
+                    .map(|(t, token)| Target {
+                        row: predicted_by(t) as u32,
+                        token: *token,
+                    })
                     .collect(),
             );
         }
@@ -88,10 +97,16 @@ impl PackedRows {
         let start = self.tokens.len();
         let offset = prefix.map_or(0, |p| p.1);
         self.tokens.extend_from_slice(tokens);
-        self.positions.extend((0..tokens.len()).map(|i| (offset + i) as u32));
-        self.keys.extend((0..tokens.len()).map(|i| mix(key ^ mix((offset + i) as u64))));
+        self.positions
+            .extend((0..tokens.len()).map(|i| (offset + i) as u32));
+        self.keys
+            .extend((0..tokens.len()).map(|i| mix(key ^ mix((offset + i) as u64))));
         if !tokens.is_empty() {
-            self.segments.push(Segment { start, len: tokens.len(), prefix });
+            self.segments.push(Segment {
+                start,
+                len: tokens.len(),
+                prefix,
+            });
         }
         start..start + tokens.len()
     }
@@ -112,12 +127,17 @@ mod tests {
         let targets = rows.push_group(1, &[10, 11, 12], &[&[20, 21], &[30], &[40, 41, 42]]);
         assert_eq!(rows.tokens, [1, 2, 10, 11, 12, 20, 40, 41]);
         assert_eq!(rows.positions, [0, 1, 0, 1, 2, 3, 3, 4]);
-        let rows_and_tokens: Vec<Vec<_>> =
-            targets.iter().map(|t| t.iter().map(|t| (t.row, t.token)).collect()).collect();
+        let rows_and_tokens: Vec<Vec<_>> = targets
+            .iter()
+            .map(|t| t.iter().map(|t| (t.row, t.token)).collect())
+            .collect();
         assert_eq!(rows_and_tokens[0], [(4, 20), (5, 21)]);
         assert_eq!(rows_and_tokens[1], [(4, 30)]);
         assert_eq!(rows_and_tokens[2], [(4, 40), (6, 41), (7, 42)]);
-        assert_eq!(rows.len(), 2 + PackedRows::rows_of_group(&[0; 3], &[&[0; 2], &[0], &[0; 3]]));
+        assert_eq!(
+            rows.len(),
+            2 + PackedRows::rows_of_group(&[0; 3], &[&[0; 2], &[0], &[0; 3]])
+        );
     }
 
     #[test]

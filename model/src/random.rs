@@ -7,11 +7,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    config::ModelConfig,
-    dropout::mix,
-    error::Result,
-    lora::LoraModule,
-    weights::MapWeights,
+    config::ModelConfig, dropout::mix, error::Result, lora::LoraModule, weights::MapWeights,
 };
 
 impl MapWeights {
@@ -26,16 +22,27 @@ impl MapWeights {
             let place = name.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
             let mut rng = ChaCha8Rng::seed_from_u64(place);
             let n = shape.iter().product();
-            let values: Vec<f32> =
-                (0..n).map(|_| around + rng.random_range(-spread..spread)).collect();
+            let values: Vec<f32> = (0..n)
+                .map(|_| around + rng.random_range(-spread..spread))
+                .collect();
             weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
             Ok(())
         };
         let spread = |inner: usize| (3.0 / inner as f32).sqrt();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        add("model.embed_tokens.weight".into(), &[vocab, hidden], 0.0, 1.0)?;
+        add(
+            "model.embed_tokens.weight".into(),
+            &[vocab, hidden],
+            0.0,
+            1.0,
+        )?;
         if !config.tied_embeddings {
-            add("lm_head.weight".into(), &[vocab, hidden], 0.0, spread(hidden))?;
+            add(
+                "lm_head.weight".into(),
+                &[vocab, hidden],
+                0.0,
+                spread(hidden),
+            )?;
         }
         add("model.norm.weight".into(), &[hidden], 1.0, 0.1)?;
         for layer in 0..config.layers {
@@ -46,14 +53,24 @@ impl MapWeights {
             for module in LoraModule::ALL {
                 let (inner, outer) = module.widths(config);
                 let name = format!("{path}.{}", module.path());
-                add(format!("{name}.weight"), &[outer, inner], 0.0, spread(inner))?;
+                add(
+                    format!("{name}.weight"),
+                    &[outer, inner],
+                    0.0,
+                    spread(inner),
+                )?;
                 if config.qkv_bias && module <= LoraModule::V {
                     add(format!("{name}.bias"), &[outer], 0.0, 0.1)?;
                 }
             }
             if config.qk_norm {
                 for norm in ["q_norm", "k_norm"] {
-                    add(format!("{path}.self_attn.{norm}.weight"), &[config.head_dim], 1.0, 0.1)?;
+                    add(
+                        format!("{path}.self_attn.{norm}.weight"),
+                        &[config.head_dim],
+                        1.0,
+                        0.1,
+                    )?;
                 }
             }
         }

@@ -58,7 +58,9 @@ struct PassState {
 
 impl std::fmt::Debug for Pass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pass").field("segments", &self.segments.len()).finish_non_exhaustive()
+        f.debug_struct("Pass")
+            .field("segments", &self.segments.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,7 +113,10 @@ impl Decoder {
                 continue;
             }
             let input = Var::from_tensor(&x)?;
-            let vars = adapter.map(|a| variables(a, i)).transpose()?.unwrap_or_default();
+            let vars = adapter
+                .map(|a| variables(a, i))
+                .transpose()?
+                .unwrap_or_default();
             let tensors = as_tensors(&vars);
             let output = if options.keep == Keep::Activations {
                 let y = self.taped_layer(i, input.as_tensor(), &state, adapter, Some(&tensors))?;
@@ -122,11 +127,22 @@ impl Decoder {
                 x = self.taped_layer(i, &x, &state, adapter, constants.as_ref())?;
                 None
             };
-            layers.push(LayerTape { input, vars, output });
+            layers.push(LayerTape {
+                input,
+                vars,
+                output,
+            });
         }
-        let last = (options.keep != Keep::Nothing).then(|| Var::from_tensor(&x)).transpose()?;
+        let last = (options.keep != Keep::Nothing)
+            .then(|| Var::from_tensor(&x))
+            .transpose()?;
         let hidden = self.norm.forward(&x)?.detach();
-        Ok(Tape { hidden, pass: state, layers, last })
+        Ok(Tape {
+            hidden,
+            pass: state,
+            layers,
+            last,
+        })
     }
 
     fn taped_layer(
@@ -159,7 +175,12 @@ impl Decoder {
         d_hidden: &Tensor,
         adapter: &Adapter,
     ) -> Result<Vec<Tensor>> {
-        let Tape { pass: state, mut layers, last, .. } = tape;
+        let Tape {
+            pass: state,
+            mut layers,
+            last,
+            ..
+        } = tape;
         let last = last.ok_or_else(|| {
             ModelError::OutOfRange("a backward pass of a tape that kept nothing".into())
         })?;
@@ -169,7 +190,12 @@ impl Decoder {
             gradient(&grads, last.as_tensor())?
         };
         let mut by_layer = Vec::with_capacity(layers.len());
-        while let Some(LayerTape { input, vars, output }) = layers.pop() {
+        while let Some(LayerTape {
+            input,
+            vars,
+            output,
+        }) = layers.pop()
+        {
             let output = match output {
                 Some(output) => output,
                 None => {
@@ -242,7 +268,9 @@ fn variables(adapter: &Adapter, layer: usize) -> Result<Vars> {
 
 fn as_tensors(vars: &Vars) -> [Option<(Tensor, Tensor)>; 7] {
     std::array::from_fn(|i| {
-        vars[i].as_ref().map(|(a, b)| (a.as_tensor().clone(), b.as_tensor().clone()))
+        vars[i]
+            .as_ref()
+            .map(|(a, b)| (a.as_tensor().clone(), b.as_tensor().clone()))
     })
 }
 
@@ -279,17 +307,27 @@ mod tests {
             let values: Vec<f32> = (0..n).map(|j| ((i * 13 + j) as f32).sin() * 0.2).collect();
             Tensor::from_vec(values, t.dims(), &Device::Cpu).unwrap()
         };
-        let tensors = fresh.parameters().iter().enumerate().map(|(i, t)| wave(i, t)).collect();
+        let tensors = fresh
+            .parameters()
+            .iter()
+            .enumerate()
+            .map(|(i, t)| wave(i, t))
+            .collect();
         fresh.with_parameters(tensors).unwrap()
     }
 
     fn rows() -> (PackedRows, Vec<Target>, Vec<f32>) {
         let mut rows = PackedRows::new();
         let mut targets = Vec::new();
-        let groups: [(&[u32], &[&[u32]]); 2] =
-            [(&[1, 2, 3], &[&[4, 5, 6], &[7], &[8, 9]]), (&[11, 12], &[&[13, 14, 15, 16]])];
+        let groups: [(&[u32], &[&[u32]]); 2] = [
+            (&[1, 2, 3], &[&[4, 5, 6], &[7], &[8, 9]]),
+            (&[11, 12], &[&[13, 14, 15, 16]]),
+        ];
         for (key, (prompt, completions)) in groups.into_iter().enumerate() {
-            targets.extend(rows.push_group(key as u64 * 100, prompt, completions).concat());
+            targets.extend(
+                rows.push_group(key as u64 * 100, prompt, completions)
+                    .concat(),
+            );
         }
         let d = (0..targets.len()).map(|i| ((i * 5) as f32).cos()).collect();
         (rows, targets, d)
@@ -298,11 +336,18 @@ mod tests {
     /// Σ d_i · log_prob_i in double precision.
     fn loss(decoder: &Decoder, adapter: &Adapter, dropout: Option<Dropout>) -> f64 {
         let (rows, targets, d) = rows();
-        let options = ForwardOptions { keep: Keep::Nothing, dropout };
+        let options = ForwardOptions {
+            keep: Keep::Nothing,
+            dropout,
+        };
         let tape = decoder.forward(&rows, Some(adapter), &options).unwrap();
         let logits = decoder.output().product(tape.hidden()).unwrap();
         assert_eq!(logits.dtype(), DType::F64);
-        let log_sum = logits.log_sum_exp(D::Minus1).unwrap().to_vec1::<f64>().unwrap();
+        let log_sum = logits
+            .log_sum_exp(D::Minus1)
+            .unwrap()
+            .to_vec1::<f64>()
+            .unwrap();
         let logits = logits.to_vec2::<f64>().unwrap();
         let term = |(t, d): (&Target, &f32)| {
             let row = t.row as usize;
@@ -318,26 +363,37 @@ mod tests {
             .log_probs_backward(tape.hidden(), &targets, &Distribution::FULL, &d)
             .unwrap();
         let found = decoder.backward(tape, &d_hidden, adapter).unwrap();
-        found.iter().map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect()
+        found
+            .iter()
+            .map(|g| g.flatten_all().unwrap().to_vec1().unwrap())
+            .collect()
     }
 
     #[test]
     fn lora_gradients_equal_finite_differences_in_f64() {
-        for (model_type, dropout) in
-            [("llama", None), ("qwen2", Some(Dropout { p: 0.3, seed: 4 })), ("qwen3", None)]
-        {
+        for (model_type, dropout) in [
+            ("llama", None),
+            ("qwen2", Some(Dropout { p: 0.3, seed: 4 })),
+            ("qwen3", None),
+        ] {
             let config = config(model_type);
             let weights = MapWeights::random(&config, 9).unwrap();
             let load = |dtype, fused| {
-                let options =
-                    LoadOptions { dtype, fused, ..LoadOptions::new(Device::Cpu, true) };
+                let options = LoadOptions {
+                    dtype,
+                    fused,
+                    ..LoadOptions::new(Device::Cpu, true)
+                };
                 Decoder::load(&config, &weights, &options).unwrap()
             };
             let double = load(Dtype::F64, false);
             let single = adapter(&config);
             let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
             let parameters: Vec<Tensor> = single.parameters().iter().map(wide).collect();
-            let options = ForwardOptions { keep: Keep::Activations, dropout };
+            let options = ForwardOptions {
+                keep: Keep::Activations,
+                dropout,
+            };
             let fused = gradients(&load(Dtype::F32, true), &single, options);
             let composed = gradients(&load(Dtype::F32, false), &single, options);
             for (i, parameter) in parameters.iter().enumerate() {
@@ -348,8 +404,7 @@ mod tests {
                         let mut values = parameter.flatten_all().unwrap().to_vec1().unwrap();
                         let value: &mut f64 = &mut values[at];
                         *value += by;
-                        all[i] =
-                            Tensor::from_vec(values, parameter.dims(), &Device::Cpu).unwrap();
+                        all[i] = Tensor::from_vec(values, parameter.dims(), &Device::Cpu).unwrap();
                         loss(&double, &single.with_parameters(all).unwrap(), dropout)
                     };
                     let h = 1e-5;
@@ -387,7 +442,9 @@ mod tests {
             Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
         let (rows, _, _) = rows();
         let adapter = adapter(&config);
-        let tape = decoder.forward(&rows, Some(&adapter), &ForwardOptions::default()).unwrap();
+        let tape = decoder
+            .forward(&rows, Some(&adapter), &ForwardOptions::default())
+            .unwrap();
         let d = tape.hidden().zeros_like().unwrap();
         assert!(matches!(
             decoder.backward(tape, &d, &adapter),

@@ -99,12 +99,13 @@ impl Decoder {
             } else {
                 let vocab = self.config().vocab_size;
                 let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
-                values.par_chunks_mut(vocab).zip(slice).zip(d).for_each_init(
-                    Scratch::default,
-                    |scratch, ((logits, target), d)| {
+                values
+                    .par_chunks_mut(vocab)
+                    .zip(slice)
+                    .zip(d)
+                    .for_each_init(Scratch::default, |scratch, ((logits, target), d)| {
                         dist.log_prob_gradient(logits, target.token, *d, scratch);
-                    },
-                );
+                    });
                 let d_logits = cpu_tensor(values, (slice.len(), vocab))?
                     .to_device(hidden.device())?
                     .to_dtype(self.compute_dtype())?;
@@ -153,7 +154,10 @@ impl Decoder {
         let targets: Vec<Target> = tokens[1..]
             .iter()
             .enumerate()
-            .map(|(row, token)| Target { row: row as u32, token: *token })
+            .map(|(row, token)| Target {
+                row: row as u32,
+                token: *token,
+            })
             .collect();
         let found = self.log_probs(tape.hidden(), &targets, dist)?;
         Ok(found.into_iter().map(|t| t.logprob).collect())
@@ -178,9 +182,13 @@ fn device_log_probs(
     let log_sum = sum.log()?;
     let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
     let tokens = Tensor::new(tokens, x.device())?.unsqueeze(1)?;
-    let logprobs = (x.gather(&tokens, D::Minus1)? - &log_sum)?.flatten_all()?.to_vec1::<f32>()?;
+    let logprobs = (x.gather(&tokens, D::Minus1)? - &log_sum)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
     let weighted = (exps * &x)?.sum_keepdim(D::Minus1)?.div(&sum)?;
     let entropies = (log_sum - weighted)?.flatten_all()?.to_vec1::<f32>()?;
     let pairs = logprobs.into_iter().zip(entropies);
-    Ok(pairs.map(|(logprob, entropy)| TokenLogProb { logprob, entropy }).collect())
+    Ok(pairs
+        .map(|(logprob, entropy)| TokenLogProb { logprob, entropy })
+        .collect())
 }

@@ -1,14 +1,18 @@
 //! Logits equal those of candle-transformers' own Llama, Qwen2 and Qwen3 on random weights, with
 //! and without LoRA (which candle gets merged into its weights).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, qwen2, qwen3};
-use tina_model::{
-    Adapter, Decoder, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig,
-};
+use tina_model::{Adapter, Decoder, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig};
 
 const TOKENS: [u32; 11] = [1, 17, 3, 250, 99, 4, 4, 180, 63, 7, 201];
 
@@ -45,8 +49,9 @@ fn adapter(config: &ModelConfig) -> Adapter {
         .enumerate()
         .map(|(i, t)| {
             let n = t.elem_count();
-            let wave: Vec<f32> =
-                (0..n).map(|j| ((i * 31 + j * 7) as f32 * 0.37).sin() * 0.1).collect();
+            let wave: Vec<f32> = (0..n)
+                .map(|j| ((i * 31 + j * 7) as f32 * 0.37).sin() * 0.1)
+                .collect();
             Tensor::from_vec(wave, t.dims(), &Device::Cpu).unwrap()
         })
         .collect();
@@ -74,7 +79,12 @@ fn merged(weights: &MapWeights, adapter: &Adapter) -> HashMap<String, Tensor> {
 fn ours(decoder: &Decoder, adapter: Option<&Adapter>) -> Vec<Vec<f32>> {
     let mut cache = decoder.new_cache(1, 64).unwrap();
     (1..=TOKENS.len())
-        .map(|n| decoder.prefill(&mut cache, &TOKENS[..n], adapter).unwrap().1)
+        .map(|n| {
+            decoder
+                .prefill(&mut cache, &TOKENS[..n], adapter)
+                .unwrap()
+                .1
+        })
         .collect()
 }
 
@@ -82,7 +92,10 @@ fn check(config: &ModelConfig, theirs: &dyn Fn(HashMap<String, Tensor>) -> Vec<V
     let weights = MapWeights::random(config, 3).unwrap();
     let adapter = adapter(config);
     for fused in [true, false] {
-        let options = LoadOptions { fused, ..LoadOptions::new(Device::Cpu, false) };
+        let options = LoadOptions {
+            fused,
+            ..LoadOptions::new(Device::Cpu, false)
+        };
         let decoder = Decoder::load(config, &weights, &options).unwrap();
         for lora in [None, Some(&adapter)] {
             let map = match lora {
@@ -97,14 +110,21 @@ fn check(config: &ModelConfig, theirs: &dyn Fn(HashMap<String, Tensor>) -> Vec<V
         }
     }
     let plain = Decoder::load(config, &weights, &LoadOptions::new(Device::Cpu, false)).unwrap();
-    assert_ne!(ours(&plain, None), ours(&plain, Some(&adapter)), "LoRA changes something");
+    assert_ne!(
+        ours(&plain, None),
+        ours(&plain, Some(&adapter)),
+        "LoRA changes something"
+    );
 }
 
 /// Candle's models give the logits of the last position: one run a prefix.
 fn by_prefix(mut run: impl FnMut(&Tensor) -> Tensor) -> Vec<Vec<f32>> {
     (1..=TOKENS.len())
         .map(|n| {
-            let input = Tensor::new(&TOKENS[..n], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let input = Tensor::new(&TOKENS[..n], &Device::Cpu)
+                .unwrap()
+                .unsqueeze(0)
+                .unwrap();
             run(&input).flatten_all().unwrap().to_vec1().unwrap()
         })
         .collect()

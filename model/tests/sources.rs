@@ -2,6 +2,12 @@
 //!
 //! The Hub's conventions are environment variables, so each fetch runs in a process of its own: this
 //! test binary again, told by `TINA_TEST_SOURCE` what to open.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +22,9 @@ use tina_model::{ChatMessage, ModelConfig, ModelError, ModelSource, open, open_t
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+
+/// A folder's files by name.
+type Files = BTreeMap<String, Vec<u8>>;
 
 fn config() -> Value {
     json!({
@@ -160,7 +169,7 @@ fn a_jinja_file_comes_before_the_tokenizer_config() {
 
 #[test]
 fn what_is_wrong_with_a_folder_is_said_by_file_and_tensor() {
-    let broken = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| -> String {
+    let broken = |change: &dyn Fn(&mut Files)| -> String {
         let folder = tempfile::tempdir().unwrap();
         let mut files = model(false);
         change(&mut files);

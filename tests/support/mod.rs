@@ -34,7 +34,9 @@ fn alphabet() -> Vec<String> {
 
 impl Bench {
     pub fn new() -> Self {
-        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        let bench = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         bench.write_model();
         let problems: String = (0..24)
             .map(|i| format!("{{\"question\": \"say {i}\", \"answer\": \"{i}\"}}\n"))
@@ -64,8 +66,11 @@ impl Bench {
         let weights = MapWeights::random(&shape, 7).unwrap();
         let map = weights.0.into_iter().collect();
         candle_core::safetensors::save(&map, folder.join("model.safetensors")).unwrap();
-        let vocab: BTreeMap<&str, usize> =
-            alphabet.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let vocab: BTreeMap<&str, usize> = alphabet
+            .iter()
+            .enumerate()
+            .map(|(id, token)| (token.as_str(), id))
+            .collect();
         let added = |id: usize| {
             json!({
                 "id": id, "content": alphabet[id], "single_word": false, "lstrip": false,
@@ -87,9 +92,12 @@ impl Bench {
         fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
         let template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\
             <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
-        let tokenizer_config =
-            json!({ "chat_template": template, "eos_token": "<|im_end|>", "model_max_length": 256 });
-        fs::write(folder.join("tokenizer_config.json"), tokenizer_config.to_string()).unwrap();
+        let tokenizer_config = json!({ "chat_template": template, "eos_token": "<|im_end|>", "model_max_length": 256 });
+        fs::write(
+            folder.join("tokenizer_config.json"),
+            tokenizer_config.to_string(),
+        )
+        .unwrap();
     }
 
     /// `tina up run.toml` with a run of this name.
@@ -105,7 +113,11 @@ impl Bench {
         let mut child = command.spawn().unwrap();
         // Read from the start: a full pipe would hold the run up.
         let streams = Some((drain(child.stdout.take()), drain(child.stderr.take())));
-        Up { child, streams, run: self.path("runs").join(name) }
+        Up {
+            child,
+            streams,
+            run: self.path("runs").join(name),
+        }
     }
 
     /// The adapter file that a run ended with.
@@ -164,7 +176,10 @@ listen = "127.0.0.1:0"
 pub fn tina() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tina"));
     // Two roles and several tests share few cores.
-    command.env("RAYON_NUM_THREADS", "1").env("TINA_LOG", "info").env_remove("TINA_TOKEN");
+    command
+        .env("RAYON_NUM_THREADS", "1")
+        .env("TINA_LOG", "info")
+        .env_remove("TINA_TOKEN");
     command
 }
 
@@ -185,7 +200,11 @@ pub struct Ended {
 impl Ended {
     /// The JSON object that stands on the last line.
     pub fn summary(&self) -> Value {
-        assert!(self.success, "tina failed:\n{}\n{}", self.stdout, self.stderr);
+        assert!(
+            self.success,
+            "tina failed:\n{}\n{}",
+            self.stdout, self.stderr
+        );
         let last = self.stdout.lines().last().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last:?}"))
     }
@@ -197,7 +216,10 @@ impl Up {
         let file = self.run.join("coordinator.addr");
         let mut found = String::new();
         self.wait("the coordinator's address", |_| {
-            found = fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
+            found = fs::read_to_string(&file)
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
             !found.is_empty()
         });
         found
@@ -206,13 +228,23 @@ impl Up {
     /// What the run says of itself, when it answers.
     pub fn status(&mut self) -> Option<RunStatus> {
         let address = self.address();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
-            let options = ClientOptions { url: address, ..ClientOptions::default() };
+            let options = ClientOptions {
+                url: address,
+                ..ClientOptions::default()
+            };
             let channel = connect(&options).await.ok()?;
             let auth = options.interceptor().ok()?;
             let mut client = status_client(channel, auth);
-            client.get_status(StatusRequest {}).await.ok().map(tonic::Response::into_inner)
+            client
+                .get_status(StatusRequest {})
+                .await
+                .ok()
+                .map(tonic::Response::into_inner)
         })
     }
 
@@ -277,7 +309,11 @@ impl Up {
             thread::sleep(Duration::from_millis(20));
         };
         let (stdout, stderr) = self.output();
-        Ended { success: exit.success(), stdout, stderr }
+        Ended {
+            success: exit.success(),
+            stdout,
+            stderr,
+        }
     }
 
     fn output(&mut self) -> (String, String) {
@@ -293,9 +329,7 @@ impl Drop for Up {
     }
 }
 
-fn drain(
-    stream: Option<impl std::io::Read + Send + 'static>,
-) -> thread::JoinHandle<String> {
+fn drain(stream: Option<impl std::io::Read + Send + 'static>) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let mut text = String::new();
         if let Some(mut stream) = stream {
@@ -309,7 +343,8 @@ fn is_child(pid: u32, parent: u32, role: &str) -> bool {
     let process = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(process.join("status")).unwrap_or_default();
     let is_parents = status.lines().any(|line| {
-        line.strip_prefix("PPid:").is_some_and(|ppid| ppid.trim() == parent.to_string())
+        line.strip_prefix("PPid:")
+            .is_some_and(|ppid| ppid.trim() == parent.to_string())
     });
     let command = fs::read(process.join("cmdline")).unwrap_or_default();
     let mut words = command.split(|byte| *byte == 0);
@@ -317,6 +352,9 @@ fn is_child(pid: u32, parent: u32, role: &str) -> bool {
 }
 
 fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status()
+        .unwrap();
     assert!(sent.success(), "kill -{name} {pid}");
 }

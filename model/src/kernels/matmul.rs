@@ -120,7 +120,7 @@ pub enum Store {
 /// When a slice's length is not that of the shapes: a fault of the caller's code.
 pub fn matmul(x: &[f32], w: &Packed, out: &mut [f32], store: Store) {
     let (k, n) = (w.inner, w.columns);
-    let rows = if n == 0 { 0 } else { out.len() / n };
+    let rows = out.len().checked_div(n).unwrap_or(0);
     assert!(
         x.len() == rows * k && out.len() == rows * n,
         "matmul: x or out has the wrong length"
@@ -187,10 +187,8 @@ impl Out {
     /// `row` is inside the matrix.
     unsafe fn offset(self, row: usize) -> Self {
         // SAFETY: the caller's promise.
-        Self {
-            ptr: unsafe { self.ptr.add(row * self.stride) },
-            stride: self.stride,
-        }
+        let ptr = unsafe { self.ptr.add(row * self.stride) };
+        Self { ptr, ..self }
     }
 }
 

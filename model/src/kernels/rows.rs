@@ -159,7 +159,7 @@ dispatch! {
 /// cos and sin `[rows, width / 2]`. `sign` 1 turns forward; −1 turns back, which is the gradient.
 pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
     let half = width / 2;
-    let rows = if half == 0 { 0 } else { cos.len() / half };
+    let rows = cos.len().checked_div(half).unwrap_or(0);
     if rows == 0 {
         return;
     }

@@ -18,8 +18,13 @@ pub(crate) fn attention(
     fused: bool,
 ) -> Result<Tensor> {
     if fused {
-        let op = AttentionOp { segments: segments.clone(), heads };
-        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
+        let op = AttentionOp {
+            segments: segments.clone(),
+            heads,
+        };
+        return q
+            .contiguous()?
+            .apply_op3(&k.contiguous()?, &v.contiguous()?, op);
     }
     let mut outs = Vec::with_capacity(segments.len());
     for segment in segments.iter() {
@@ -44,7 +49,13 @@ fn causal_mask(len: usize, before: usize, device: &Device) -> Result<Tensor> {
     let all = before + len;
     let mask: Vec<f32> = (0..len)
         .flat_map(|i| {
-            (0..all).map(move |j| if j <= before + i { 0.0 } else { f32::NEG_INFINITY })
+            (0..all).map(move |j| {
+                if j <= before + i {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
         })
         .collect();
     Tensor::from_vec(mask, (len, all), device)
@@ -67,14 +78,26 @@ pub(crate) fn composed(
         .permute((0, 2, 3, 1, 4))?
         .contiguous()?
         .reshape((b, heads.keys, share * n, heads.width))?;
-    let k = k.reshape((b, m, heads.keys, heads.width))?.permute((0, 2, 3, 1))?.contiguous()?;
-    let v = v.reshape((b, m, heads.keys, heads.width))?.permute((0, 2, 1, 3))?.contiguous()?;
+    let k = k
+        .reshape((b, m, heads.keys, heads.width))?
+        .permute((0, 2, 3, 1))?
+        .contiguous()?;
+    let v = v
+        .reshape((b, m, heads.keys, heads.width))?
+        .permute((0, 2, 1, 3))?
+        .contiguous()?;
     let scores = (q.matmul(&k)?.to_dtype(wide(v.dtype()))? / (heads.width as f64).sqrt())?
         .reshape((b, heads.keys, share, n, m))?
-        .broadcast_add(&mask.to_dtype(wide(v.dtype()))?.reshape((mask.dim(0)?, 1, 1, n, m))?)?;
+        .broadcast_add(
+            &mask
+                .to_dtype(wide(v.dtype()))?
+                .reshape((mask.dim(0)?, 1, 1, n, m))?,
+        )?;
     let max = scores.max_keepdim(D::Minus1)?.detach();
     let exps = scores.broadcast_sub(&max)?.exp()?;
-    let weights = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?.to_dtype(v.dtype())?;
+    let weights = exps
+        .broadcast_div(&exps.sum_keepdim(D::Minus1)?)?
+        .to_dtype(v.dtype())?;
     weights
         .reshape((b, heads.keys, share * n, m))?
         .matmul(&v)?
@@ -103,8 +126,11 @@ impl CustomOp3 for AttentionOp {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) =
-            (f32_slice(q, q_layout)?, f32_slice(k, k_layout)?, f32_slice(v, v_layout)?);
+        let (q, k, v) = (
+            f32_slice(q, q_layout)?,
+            f32_slice(k, k_layout)?,
+            f32_slice(v, v_layout)?,
+        );
         let mut out = vec![0f32; q.len()];
         kernels::forward(q, k, v, &self.segments, self.heads, &mut out);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))

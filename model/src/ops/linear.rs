@@ -29,7 +29,10 @@ pub(crate) struct Linear {
 #[derive(Clone, Debug)]
 enum Weight {
     /// Packed for the CPU's kernels: for `x Wᵀ`, and for `x W` where gradients are asked for.
-    Packed { forward: Arc<Packed>, backward: Option<Arc<Packed>> },
+    Packed {
+        forward: Arc<Packed>,
+        backward: Option<Arc<Packed>>,
+    },
     /// `[outer, inner]` in the type and on the device that it is computed in.
     Dense(Tensor),
 }
@@ -53,15 +56,28 @@ impl Linear {
         let weight = weight.to_dtype(DType::F32)?;
         let (forward, backward) = with_slices(&[&weight], |s| {
             let forward = Arc::new(Packed::transposed(s[0], outer, inner));
-            (forward, train.then(|| Arc::new(Packed::direct(s[0], outer, inner))))
+            (
+                forward,
+                train.then(|| Arc::new(Packed::direct(s[0], outer, inner))),
+            )
         })?;
-        Ok(Self { inner, outer, weight: Weight::Packed { forward, backward }, bias })
+        Ok(Self {
+            inner,
+            outer,
+            weight: Weight::Packed { forward, backward },
+            bias,
+        })
     }
 
     /// Keeps `weight` `[outer, inner]` as it is, for candle's own products.
     pub(crate) fn dense(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (outer, inner) = weight.dims2()?;
-        Ok(Self { inner, outer, weight: Weight::Dense(weight), bias })
+        Ok(Self {
+            inner,
+            outer,
+            weight: Weight::Dense(weight),
+            bias,
+        })
     }
 
     /// The rows `ids` of the matrix, `[ids, inner]`: an embedding's look-up.
@@ -110,8 +126,19 @@ impl Linear {
                 let x = x.contiguous()?;
                 match lora {
                     None => x.apply_op1(base),
-                    Some(LoraUse { pair, a, b, scale, dropout }) => {
-                        let op = LoraOp { base, pair: pair.clone(), scale, dropout };
+                    Some(LoraUse {
+                        pair,
+                        a,
+                        b,
+                        scale,
+                        dropout,
+                    }) => {
+                        let op = LoraOp {
+                            base,
+                            pair: pair.clone(),
+                            scale,
+                            dropout,
+                        };
                         x.apply_op3(&a, &b, op)
                     }
                 }
@@ -121,14 +148,28 @@ impl Linear {
     }
 
     fn composed(&self, x: &Tensor, weight: &Tensor, lora: Option<LoraUse<'_>>) -> Result<Tensor> {
-        let mut y = x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() })?;
+        let mut y = x.contiguous()?.apply_op1(FrozenProduct {
+            weight: weight.clone(),
+        })?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
-        let Some(LoraUse { a, b, scale, dropout, .. }) = lora else { return Ok(y) };
+        let Some(LoraUse {
+            a,
+            b,
+            scale,
+            dropout,
+            ..
+        }) = lora
+        else {
+            return Ok(y);
+        };
         let mut x = x.to_dtype(wide(weight.dtype()))?;
         if let Some(mask) = &dropout {
-            x = (&x * mask.tensor(self.inner, weight.device())?.to_dtype(x.dtype())?)?;
+            x = (&x
+                * mask
+                    .tensor(self.inner, weight.device())?
+                    .to_dtype(x.dtype())?)?;
         }
         let (a, b) = (a.to_dtype(x.dtype())?, b.to_dtype(x.dtype())?);
         let low = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
@@ -201,7 +242,9 @@ struct LoraOp {
 impl LoraOp {
     /// x with dropout's zeros, where there is dropout.
     fn dropped(&self, x: &[f32]) -> Option<Vec<f32>> {
-        self.dropout.as_ref().map(|mask| mask.apply(x, self.base.forward.inner()))
+        self.dropout
+            .as_ref()
+            .map(|mask| mask.apply(x, self.base.forward.inner()))
     }
 
     fn low(&self, x: &[f32]) -> Result<Vec<f32>> {
@@ -234,10 +277,20 @@ impl LoraOp {
         }
         let t = transpose(&self.low(lora_x)?, rows, rank);
         let mut d_b = vec![0f32; rank * outer];
-        matmul(&t, &Packed::direct(d_out, rows, outer), &mut d_b, Store::AddScaled(self.scale));
+        matmul(
+            &t,
+            &Packed::direct(d_out, rows, outer),
+            &mut d_b,
+            Store::AddScaled(self.scale),
+        );
         let mut d_a = vec![0f32; rank * inner];
         let u = transpose(&u, rows, rank);
-        matmul(&u, &Packed::direct(lora_x, rows, inner), &mut d_a, Store::AddScaled(self.scale));
+        matmul(
+            &u,
+            &Packed::direct(lora_x, rows, inner),
+            &mut d_a,
+            Store::AddScaled(self.scale),
+        );
         Ok((d_x, d_a, transpose(&d_b, rank, outer)))
     }
 }
@@ -273,8 +326,16 @@ impl CustomOp3 for LoraOp {
         let mut out = self.base.run(x)?;
         let dropped = self.dropped(x);
         let low = self.low(dropped.as_deref().unwrap_or(x))?;
-        matmul(&low, &self.pair.packed()?.b, &mut out, Store::AddScaled(self.scale));
-        Ok((CpuStorage::F32(out), (layout.dims()[0], self.base.outer).into()))
+        matmul(
+            &low,
+            &self.pair.packed()?.b,
+            &mut out,
+            Store::AddScaled(self.scale),
+        );
+        Ok((
+            CpuStorage::F32(out),
+            (layout.dims()[0], self.base.outer).into(),
+        ))
     }
 
     fn bwd(
@@ -287,7 +348,11 @@ impl CustomOp3 for LoraOp {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (d_x, d_a, d_b) = with_slices(&[x, d_out], |s| self.gradients(s[0], s[1]))??;
         let d_x = cpu_tensor(d_x, x.shape())?;
-        Ok((Some(d_x), Some(cpu_tensor(d_a, a.shape())?), Some(cpu_tensor(d_b, b.shape())?)))
+        Ok((
+            Some(d_x),
+            Some(cpu_tensor(d_a, a.shape())?),
+            Some(cpu_tensor(d_b, b.shape())?),
+        ))
     }
 }
 
@@ -296,11 +361,18 @@ struct FrozenProduct {
     weight: Tensor,
 }
 
+/// (batch, m, n, k), as candle's backends ask for them.
+type Sizes = (usize, usize, usize, usize);
+
 impl FrozenProduct {
-    fn layouts(&self, layout: &Layout) -> Result<((usize, usize, usize, usize), Layout, Shape)> {
+    fn layouts(&self, layout: &Layout) -> Result<(Sizes, Layout, Shape)> {
         let (outer, inner) = self.weight.dims2()?;
         let rows = layout.dims()[0];
-        Ok(((1, rows, outer, inner), self.weight.layout().transpose(0, 1)?, (rows, outer).into()))
+        Ok((
+            (1, rows, outer, inner),
+            self.weight.layout().transpose(0, 1)?,
+            (rows, outer).into(),
+        ))
     }
 }
 
@@ -313,7 +385,9 @@ impl CustomOp1 for FrozenProduct {
         let (sizes, transposed, shape) = self.layouts(layout)?;
         match &*self.weight.storage_and_layout().0 {
             Storage::Cpu(w) => Ok((x.matmul(w, sizes, layout, &transposed)?, shape)),
-            _ => Err(candle_core::Error::Msg("x and its weight are on different devices".into())),
+            _ => Err(candle_core::Error::Msg(
+                "x and its weight are on different devices".into(),
+            )),
         }
     }
 
@@ -321,7 +395,9 @@ impl CustomOp1 for FrozenProduct {
         let (sizes, transposed, shape) = self.layouts(layout)?;
         match &*self.weight.storage_and_layout().0 {
             Storage::Cuda(w) => Ok((x.matmul(w, sizes, layout, &transposed)?, shape)),
-            _ => Err(candle_core::Error::Msg("x and its weight are on different devices".into())),
+            _ => Err(candle_core::Error::Msg(
+                "x and its weight are on different devices".into(),
+            )),
         }
     }
 

@@ -1,8 +1,6 @@
 //! RMSNorm, rotary embedding, SiLU·up.
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
 
 use super::{cpu_tensor, f32_slice, wide, with_slices};
 use crate::kernels::rows as kernels;
@@ -23,13 +21,18 @@ impl RmsNorm {
     /// x `[rows, width]`, or `[rows, heads, width]` for a norm of each head.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.fused {
-            let op = RmsNormOp { weight: self.weight.clone(), eps: self.eps };
+            let op = RmsNormOp {
+                weight: self.weight.clone(),
+                eps: self.eps,
+            };
             return x.contiguous()?.apply_op1(op);
         }
         let wide = x.to_dtype(wide(x.dtype()))?;
         let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
         let normed = wide.broadcast_div(&(mean + f64::from(self.eps))?.sqrt()?)?;
-        normed.to_dtype(x.dtype())?.broadcast_mul(&self.weight.to_dtype(x.dtype())?)
+        normed
+            .to_dtype(x.dtype())?
+            .broadcast_mul(&self.weight.to_dtype(x.dtype())?)
     }
 }
 
@@ -46,7 +49,9 @@ impl CustomOp1 for RmsNormOp {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout)?;
         let mut out = vec![0f32; x.len()];
-        with_slices(&[&self.weight], |s| kernels::rms_norm(x, s[0], self.eps, &mut out))?;
+        with_slices(&[&self.weight], |s| {
+            kernels::rms_norm(x, s[0], self.eps, &mut out)
+        })?;
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -69,17 +74,31 @@ pub(crate) struct Angles {
 /// Rotary embedding in the half-split form: x `[rows, heads * width]`.
 pub(crate) fn rotate(x: &Tensor, angles: &Angles, width: usize, fused: bool) -> Result<Tensor> {
     if fused {
-        return x.contiguous()?.apply_op1(RotateOp { angles: angles.clone(), width, sign: 1.0 });
+        return x.contiguous()?.apply_op1(RotateOp {
+            angles: angles.clone(),
+            width,
+            sign: 1.0,
+        });
     }
     let (rows, columns) = x.dims2()?;
     let half = width / 2;
-    let x4 = x.to_dtype(wide(x.dtype()))?.reshape((rows, columns / width, 2, half))?;
+    let x4 = x
+        .to_dtype(wide(x.dtype()))?
+        .reshape((rows, columns / width, 2, half))?;
     let (a, b) = (x4.narrow(2, 0, 1)?, x4.narrow(2, 1, 1)?);
-    let cos = angles.cos.to_dtype(x4.dtype())?.reshape((rows, 1, 1, half))?;
-    let sin = angles.sin.to_dtype(x4.dtype())?.reshape((rows, 1, 1, half))?;
+    let cos = angles
+        .cos
+        .to_dtype(x4.dtype())?
+        .reshape((rows, 1, 1, half))?;
+    let sin = angles
+        .sin
+        .to_dtype(x4.dtype())?
+        .reshape((rows, 1, 1, half))?;
     let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[turned_a, turned_b], 2)?.reshape((rows, columns))?.to_dtype(x.dtype())
+    Tensor::cat(&[turned_a, turned_b], 2)?
+        .reshape((rows, columns))?
+        .to_dtype(x.dtype())
 }
 
 struct RotateOp {
@@ -103,8 +122,11 @@ impl CustomOp1 for RotateOp {
     }
 
     fn bwd(&self, _x: &Tensor, _out: &Tensor, d_out: &Tensor) -> Result<Option<Tensor>> {
-        let back =
-            RotateOp { angles: self.angles.clone(), width: self.width, sign: -self.sign };
+        let back = RotateOp {
+            angles: self.angles.clone(),
+            width: self.width,
+            sign: -self.sign,
+        };
         Ok(Some(d_out.contiguous()?.apply_op1_no_bwd(&back)?))
     }
 }
@@ -150,6 +172,9 @@ impl CustomOp2 for SiluMulOp {
             kernels::silu_mul_backward(s[0], s[1], s[2], &mut d_gate, &mut d_up);
         })?;
         let shape = gate.shape();
-        Ok((Some(cpu_tensor(d_gate, shape)?), Some(cpu_tensor(d_up, shape)?)))
+        Ok((
+            Some(cpu_tensor(d_gate, shape)?),
+            Some(cpu_tensor(d_up, shape)?),
+        ))
     }
 }
