@@ -369,7 +369,7 @@ fn serve(mut store: Store, waiting: &mpsc::Receiver<Job>, note: &dyn Fn(Note)) {
 
 /// Numbers of a step worth a row each, by name.
 fn metrics(record: &v1::StepRecord) -> BTreeMap<String, f64> {
-    let learner = record.learner.clone().unwrap_or_default();
+    let learner = record.learner.unwrap_or_default();
     let mut all: BTreeMap<String, f64> = [
         ("reward_mean", record.reward_mean),
         ("reward_std", record.reward_std),

@@ -137,11 +137,11 @@ impl Scheduler {
             Event::Scored(scored) => self.scored(scored, out),
             Event::Recorded(samples) => self.recorded(&samples, out),
             Event::LearnerHello { session, hello } => self.learner_hello(session, hello, out),
-            Event::LearnerReady { session, ready } => self.learner_ready(session, ready, out),
+            Event::LearnerReady { session, ready } => self.learner_ready(session, *ready, out),
             Event::LearnerHeartbeat { session, heartbeat } => {
                 self.learner_heartbeat(session, heartbeat);
             }
-            Event::StepResult { session, result } => self.step_result(session, result, out),
+            Event::StepResult { session, result } => self.step_result(session, *result, out),
             Event::BatchRefused { session, refused } => {
                 self.batch_refused(session, &refused, out);
             }

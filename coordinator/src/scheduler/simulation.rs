@@ -64,7 +64,7 @@ fn plan(rng: &mut ChaCha8Rng) -> Plan {
 
 impl World {
     fn of(seed: u64, rng: &mut ChaCha8Rng) -> Self {
-        let calm = seed % 4 == 0;
+        let calm = seed.is_multiple_of(4);
         let crowd = seed % 16 == 1;
         Self {
             workers: if crowd {
@@ -720,7 +720,13 @@ impl Simulation {
                     last_result: (version.step > 0).then_some(result),
                     ..Default::default()
                 };
-                self.report(session, Event::LearnerReady { session, ready });
+                self.report(
+                    session,
+                    Event::LearnerReady {
+                        session,
+                        ready: Box::new(ready),
+                    },
+                );
             }
             Command::SendBatch {
                 version, groups, ..
@@ -887,7 +893,7 @@ impl Simulation {
                 if self.learner.process == process && version.step == self.learner.held.step + 1 {
                     self.learner.held = version;
                     self.learner.training = false;
-                    if version.step % self.world.checkpoint_every == 0 {
+                    if version.step.is_multiple_of(self.world.checkpoint_every) {
                         self.learner.checkpoint = version;
                     }
                     if let Some(session) = self.learner.session {
@@ -896,7 +902,13 @@ impl Simulation {
                             probe_logprobs: probe(version),
                             ..Default::default()
                         };
-                        self.report(session, Event::StepResult { session, result });
+                        self.report(
+                            session,
+                            Event::StepResult {
+                                session,
+                                result: Box::new(result),
+                            },
+                        );
                     }
                 }
             }

@@ -299,7 +299,7 @@ pub enum Event {
         /// Its stream.
         session: Session,
         /// What it holds.
-        ready: v1::LearnerReady,
+        ready: Box<v1::LearnerReady>,
     },
     /// It lives.
     LearnerHeartbeat {
@@ -313,7 +313,7 @@ pub enum Event {
         /// Its stream.
         session: Session,
         /// The new version and its metrics.
-        result: v1::StepResult,
+        result: Box<v1::StepResult>,
     },
     /// It refused a batch.
     BatchRefused {

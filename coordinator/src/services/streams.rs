@@ -298,11 +298,17 @@ async fn learn(
             learner_message::Message::Hello(_) => return Err(bad("a second Hello".into())),
             learner_message::Message::Ready(ready) => {
                 published(ready.version.as_ref())?;
-                Event::LearnerReady { session, ready }
+                Event::LearnerReady {
+                    session,
+                    ready: Box::new(ready),
+                }
             }
             learner_message::Message::StepResult(result) => {
                 published(result.version.as_ref())?;
-                Event::StepResult { session, result }
+                Event::StepResult {
+                    session,
+                    result: Box::new(result),
+                }
             }
             learner_message::Message::Heartbeat(heartbeat) => {
                 Event::LearnerHeartbeat { session, heartbeat }

@@ -1,6 +1,9 @@
 //! A cluster whose workers and learner speak real gRPC and compute next to nothing: a completion is
 //! a hash of its seed's parts, an adapter the hash of the one before and its batch.
 
+// Test helpers may panic, as tests may: that is how they fail.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -469,7 +472,7 @@ async fn serve_learner(
                     }
                 }
                 (step, bytes) = (step + 1, hash.finalize().to_vec());
-                if step % every == 0 {
+                if step.is_multiple_of(every) {
                     *checkpoint.0.lock().unwrap() = (step, bytes.clone());
                 }
                 let version = v1::PolicyVersion::of_bytes(step, &bytes);
