@@ -29,8 +29,8 @@ impl Credentials {
     }
 }
 
-/// The coordinator of the run that keeps its folder at `run_dir`: what its config says, and the
-/// address that it wrote down when it began to listen.
+/// The coordinator of the run that keeps its folder at `run_dir`: the address that it wrote down
+/// when it began to listen, and what its config says of tokens and certificates.
 pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOptions, Failure> {
     let path = run_dir.join("config.toml");
     if !path.exists() {
@@ -42,8 +42,14 @@ pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOption
         .into());
     }
     let cluster = RunConfig::load(&path, &[])?.cluster;
-    let url = std::fs::read_to_string(run_dir.join(tina_coordinator::ADDRESS_FILE))
-        .map_or_else(|_| cluster.listen.clone(), |text| text.trim().to_owned());
+    let url =
+        std::fs::read_to_string(run_dir.join(tina_coordinator::ADDRESS_FILE)).map_err(|_| {
+            format!(
+                "{}: no coordinator works on this run now; `tina up {} --resume` goes on with it",
+                run_dir.display(),
+                path.display()
+            )
+        })?;
     let ca = cluster.tls_ca.or(cluster.tls_cert).map(PathBuf::from);
     let credentials = Credentials {
         token_file: given
@@ -52,7 +58,7 @@ pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOption
             .or(cluster.token_file.map(PathBuf::from)),
         ca: given.ca.clone().or(ca),
     };
-    credentials.client_options(&url)
+    credentials.client_options(url.trim())
 }
 
 fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -104,17 +104,20 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .block_on(future)
 }
 
-/// An error and its causes, in one sentence after the other. A cause that the error has told
-/// already is left out.
+/// An error and its causes, each in a line of its own. An error that ends with the words of its
+/// deepest cause has told them all.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text += &format!("\n  because: {words}");
+    let causes: Vec<String> = std::iter::successors(error.source(), |cause| cause.source())
+        .map(ToString::to_string)
+        .collect();
+    if causes.last().is_none_or(|deepest| text.contains(deepest)) {
+        return text;
+    }
+    for (at, cause) in causes.iter().enumerate() {
+        if at == 0 || !causes[at - 1].contains(cause) {
+            text += &format!("\n  because: {cause}");
         }
-        cause = error.source();
     }
     text
 }

@@ -67,7 +67,14 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
     let (events, heard) = mpsc::unbounded_channel();
     let (stop, stops) = watch::channel(0);
     let signals = tokio::spawn(count_signals(stop));
-    let shown = tokio::spawn(show(heard, progress, log, launch, args.resume));
+    let shown = tokio::spawn(show(
+        heard,
+        stops.clone(),
+        progress,
+        log,
+        launch,
+        args.resume,
+    ));
     let outcome = tina_coordinator::run(options, events, stops).await;
     signals.abort();
     let _ = shown.await;
@@ -106,13 +113,24 @@ async fn count_signals(stop: watch::Sender<u32>) {
 /// Shows what happens until the run has ended.
 async fn show(
     mut heard: mpsc::UnboundedReceiver<RunEvent>,
+    mut stops: watch::Receiver<u32>,
     mut progress: Progress,
     log: logging::RunLog,
     launch: bool,
     resumed: bool,
 ) {
     let mut first = true;
-    while let Some(event) = heard.recv().await {
+    loop {
+        let event = tokio::select! {
+            Ok(()) = stops.changed() => {
+                if *stops.borrow_and_update() == 1 {
+                    progress.say("finishing this step; Ctrl-C again ends at once");
+                }
+                continue;
+            }
+            event = heard.recv() => event,
+        };
+        let Some(event) = event else { break };
         match event {
             RunEvent::Bound { address, run_dir } => {
                 if let Err(error) = log.open(&run_dir.join("logs/coordinator.log")) {
