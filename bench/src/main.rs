@@ -1,1 +1,68 @@
-fn main() {}
+//! `tina-bench`: how fast Tina is, in figures that anyone can take again. See `bench/README.md`.
+//!
+//! - `commands`: the benchmarks, a file each.
+//! - `cluster`: a real run of `tina up`, watched over its status service.
+//! - `peer`: TRL's trainer on the same step.
+//! - `processes`: a process with all its descendants: their memory, their end.
+//! - `agreement`: a device against the CPU. `gpu`: what a GPU holds.
+//! - `floor`: how many operations a step needs at least (pure).
+//! - `shapes`: models of a known shape with random weights.
+//! - `stats`, `table`: medians, and what a person reads.
+
+mod agreement;
+mod cluster;
+mod commands;
+mod error;
+mod floor;
+mod gpu;
+mod peer;
+mod processes;
+mod shapes;
+mod stats;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{policy, step};
+
+/// Benchmarks of Tina, and side-by-side runs against peers
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Step(step::Args),
+    Policy(policy::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Step(args) => step::run(&args),
+        Command::Policy(args) => policy::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

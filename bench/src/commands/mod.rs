@@ -1,0 +1,4 @@
+//! The benchmarks.
+
+pub(crate) mod policy;
+pub(crate) mod step;

@@ -1,0 +1,561 @@
+//! `tina-bench policy`: the worker's engine and the learner's step on one device, in process.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tina_learner::{
+    batch::{Batch, Group, Sample},
+    settings::Settings,
+    step::Progress,
+    trainer::Trainer,
+};
+use tina_model::{
+    Decoder, Distribution, Dtype, LoadOptions, LoraModule, ModelConfig, parse_device,
+};
+use tina_proto::v1::{
+    AlgorithmSpec, Completion, LearnerSpec, LoraSpec, ModelSpec, PolicyVersion, RunSpec,
+    SamplingParams, StepMetrics,
+};
+use tina_rollout_worker::{
+    check::run_plan,
+    engine::{Engine, Event, Work as Order},
+    queue::GroupTask,
+    stop::TokenText,
+};
+
+use crate::{
+    agreement::{self, Agreement},
+    error::{BenchError, Result},
+    floor::{Floor, Work, floor},
+    gpu::{self, GpuWatch},
+    processes::own_peak_mib,
+    shapes::{RandomWeights, Shape, mix},
+    stats::median,
+    table::{Table, figure, write_json},
+};
+
+/// Time sampling and learning on one device, with random weights of a model's shape
+///
+/// The rollout worker's engine samples, the learner's trainer takes a GRPO step on what it sampled,
+/// in one process without a coordinator. First a small f32 model is computed on the device and on
+/// the CPU; if they differ by more than rounding, nothing is timed. A short round warms up.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Whose shape the model has
+    #[arg(long, value_enum, default_value = "smollm2")]
+    shape: Shape,
+    /// This many layers instead of the shape's
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    layers: Option<u16>,
+    /// Prompts of a step
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    prompts: u32,
+    /// Completions of each prompt
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    completions: u32,
+    /// Tokens of a prompt
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    prompt_tokens: u32,
+    /// Tokens of a completion; all have as many
+    #[arg(long, default_value_t = 3584, value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: u32,
+    /// How the base weights are held
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DtypeArg,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    rank: u32,
+    /// Most tokens of one forward and backward pass
+    #[arg(long, default_value_t = 8192)]
+    micro_batch_tokens: u32,
+    /// Compute each layer again in the backward pass: less memory, more time
+    #[arg(long)]
+    recompute: bool,
+    /// Rounds of sampling and learning; figures are their medians
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// File for the results as JSON
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DtypeArg {
+    /// f32 on a CPU, bf16 on a GPU
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl DtypeArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::Auto => Dtype::Auto,
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+}
+
+/// One round, in seconds where nothing else is said.
+#[derive(Clone, Debug, Serialize)]
+struct Round {
+    prefill_seconds: f64,
+    prefill_tokens: u64,
+    /// From the order to the last completion, prompts included.
+    sample_seconds: f64,
+    sample_tokens: u64,
+    /// Without the engine's first step, which computes the prompts.
+    decode_seconds: f64,
+    decode_tokens: u64,
+    decode_steps: u64,
+    learn_seconds: f64,
+    learn_forward_seconds: f64,
+    learn_backward_seconds: f64,
+    learn_optimizer_seconds: f64,
+    learn_rows: u64,
+    learn_tokens: u64,
+    /// |learner's log-prob − worker's|, over all sampled tokens.
+    logprob_diff_max: f64,
+    logprob_diff_mean: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Results {
+    device: String,
+    numerics: String,
+    parameters: u64,
+    load_seconds: f64,
+    agreement: Agreement,
+    floor: Floor,
+    rounds: Vec<Round>,
+    host_peak_mib: f64,
+    gpu_peak_mib: Option<f64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let device = parse_device(&args.device)?;
+    let mut model = args.shape.config()?;
+    model.layers = args.layers.map_or(model.layers, usize::from);
+    let watch = GpuWatch::start(&args.device);
+    let agreement = agreement::compare(&model, &device)?;
+    eprintln!(
+        "against the CPU in f32: log-probs differ by {:.1e} (forward), {:.1e} (decode), gradients \
+         by {:.1e}",
+        agreement.forward, agreement.decode, agreement.gradient
+    );
+    agreement.require()?;
+
+    let began = Instant::now();
+    let dtype = args.dtype.dtype();
+    let options = LoadOptions {
+        dtype,
+        ..LoadOptions::new(device.clone(), true)
+    };
+    let decoder = Arc::new(Decoder::load(&model, &RandomWeights(&model), &options)?);
+    device.synchronize()?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    eprintln!(
+        "model loaded in {load_seconds:.1} s: {}",
+        decoder.numerics()
+    );
+
+    let spec = args.spec(&model);
+    let mut bench = Bench::new(decoder.clone(), &spec, args)?;
+    // A short round: libraries initialise, kernels are loaded, B is not zero any more.
+    bench.round(1, 2, args.prompt_tokens.min(16), args.tokens.min(4))?;
+    let mut rounds = Vec::new();
+    for _ in 0..args.rounds {
+        rounds.push(bench.round(
+            args.prompts,
+            args.completions,
+            args.prompt_tokens,
+            args.tokens,
+        )?);
+    }
+    let results = Results {
+        device: gpu::name(&device, &args.device),
+        numerics: decoder.numerics(),
+        parameters: model.parameter_count(),
+        load_seconds,
+        agreement,
+        floor: floor(&model, args.rank as usize, &args.work()),
+        rounds,
+        host_peak_mib: own_peak_mib(),
+        gpu_peak_mib: watch.as_ref().and_then(GpuWatch::peak_mib),
+    };
+    print(args, &results);
+    args.out
+        .as_deref()
+        .map_or(Ok(()), |path| write_json(path, &results))
+}
+
+impl Args {
+    fn sequences(&self) -> u32 {
+        self.prompts * self.completions
+    }
+
+    fn work(&self) -> Work {
+        let length = f64::from(self.prompt_tokens);
+        let completions = f64::from(self.sequences());
+        Work {
+            prompt_tokens: f64::from(self.prompts) * length,
+            prompt_length: length,
+            completions,
+            completion_tokens: completions * f64::from(self.tokens),
+        }
+    }
+
+    /// What a coordinator would tell worker and learner.
+    fn spec(&self, model: &ModelConfig) -> RunSpec {
+        RunSpec {
+            run_id: "bench".into(),
+            seed: 1,
+            model: Some(ModelSpec {
+                source: "random".into(),
+                dtype: self.dtype.name().into(),
+            }),
+            lora: Some(LoraSpec {
+                rank: self.rank,
+                alpha: 4.0 * self.rank as f32,
+                dropout: 0.0,
+                rslora: false,
+                target_modules: LoraModule::ALL.iter().map(ToString::to_string).collect(),
+            }),
+            algorithm: Some(AlgorithmSpec {
+                loss: "grpo".into(),
+                clip_low: 0.2,
+                clip_high: 0.2,
+                iterations: 1,
+                ..AlgorithmSpec::default()
+            }),
+            learner: Some(LearnerSpec {
+                lr: 1e-4,
+                min_lr_ratio: 1.0,
+                schedule_steps: 1000,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                max_grad_norm: 1.0,
+                micro_batch_tokens: self.micro_batch_tokens,
+                recompute: self.recompute,
+                checkpoint_every: 1,
+                ..LearnerSpec::default()
+            }),
+            probe_tokens: random_tokens(0, 8, model.vocab_size),
+            max_sequence_tokens: self.prompt_tokens + self.tokens,
+            run_dir: String::new(),
+        }
+    }
+}
+
+fn random_tokens(stream: u64, n: u32, vocab: usize) -> Vec<u32> {
+    (0..u64::from(n))
+        .map(|i| (mix(stream << 32 | i) % vocab as u64) as u32)
+        .collect()
+}
+
+/// The engine asks for text only where there are stop strings.
+struct NoText;
+
+impl TokenText for NoText {
+    fn text(&self, _: &[u32]) -> std::result::Result<String, String> {
+        Err("random weights have no text".into())
+    }
+}
+
+/// Worker and learner around one decoder.
+struct Bench {
+    decoder: Arc<Decoder>,
+    engine: Engine,
+    trainer: Trainer,
+    groups: u64,
+}
+
+/// What the engine sampled, by group and sample.
+struct Sampled {
+    tasks: Vec<Arc<GroupTask>>,
+    completions: Vec<Vec<Completion>>,
+    seconds: f64,
+    decode_seconds: f64,
+    decode_steps: u64,
+    decode_tokens: u64,
+}
+
+impl Bench {
+    fn new(decoder: Arc<Decoder>, spec: &RunSpec, args: &Args) -> Result<Self> {
+        let plan = run_plan(spec, decoder.config()).map_err(BenchError::Other)?;
+        let slots = args.sequences() as usize;
+        let engine = Engine::new(decoder.clone(), Arc::new(NoText), plan, slots)?;
+        let trainer = Trainer::init(decoder.clone(), Settings::from_spec(spec)?.train)?;
+        Ok(Self {
+            decoder,
+            engine,
+            trainer,
+            groups: 0,
+        })
+    }
+
+    fn round(&mut self, prompts: u32, completions: u32, length: u32, tokens: u32) -> Result<Round> {
+        let version = self.trainer.version().clone();
+        let vocab = self.decoder.config().vocab_size;
+        let tasks: Vec<_> = (0..prompts)
+            .map(|_| {
+                self.groups += 1;
+                let prompt = random_tokens(self.groups, length, vocab);
+                Arc::new(task(self.groups, prompt, tokens, version.clone()))
+            })
+            .collect();
+        let prefill_seconds = self.prefill(&tasks)?;
+        let prefill_tokens = u64::from(prompts) * u64::from(length);
+        eprintln!("prompts of {prefill_tokens} tokens computed in {prefill_seconds:.3} s");
+        self.load(version)?;
+        let sampled = self.sample(tasks, completions)?;
+        let sample_tokens = u64::from(prompts * completions) * u64::from(tokens);
+        eprintln!("{sample_tokens} tokens sampled in {:.3} s", sampled.seconds);
+        let began = Instant::now();
+        let metrics = self.learn(&sampled)?;
+        let learn_seconds = began.elapsed().as_secs_f64();
+        eprintln!(
+            "learnt from {} tokens in {learn_seconds:.3} s",
+            metrics.tokens_trained
+        );
+        Ok(Round {
+            prefill_seconds,
+            prefill_tokens,
+            sample_seconds: sampled.seconds,
+            sample_tokens,
+            decode_seconds: sampled.decode_seconds,
+            decode_tokens: sampled.decode_tokens,
+            decode_steps: sampled.decode_steps,
+            learn_seconds,
+            learn_forward_seconds: metrics.seconds_forward,
+            learn_backward_seconds: metrics.seconds_backward,
+            learn_optimizer_seconds: metrics.seconds_optimizer,
+            learn_rows: metrics.tokens_forwarded,
+            learn_tokens: metrics.tokens_trained,
+            logprob_diff_max: metrics.logprob_diff_max,
+            logprob_diff_mean: metrics.logprob_diff_mean,
+        })
+    }
+
+    /// Seconds for the prompts alone, one after the other, as the engine computes them.
+    fn prefill(&self, tasks: &[Arc<GroupTask>]) -> Result<f64> {
+        let longest = tasks
+            .iter()
+            .map(|task| task.prompt.len())
+            .max()
+            .unwrap_or(1);
+        let mut cache = self.decoder.new_cache(1, longest)?;
+        let began = Instant::now();
+        for task in tasks {
+            // Its logits come back to the host, so it is done when it returns.
+            self.decoder
+                .prefill(&mut cache, &task.prompt, Some(self.trainer.adapter()))?;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn load(&mut self, version: PolicyVersion) -> Result<()> {
+        let mut events = Vec::new();
+        let bytes = self.trainer.adapter_bytes().to_vec();
+        self.engine.submit(
+            Order::Load {
+                version,
+                bytes,
+                epoch: 1,
+            },
+            &mut events,
+        );
+        self.engine.step(&mut events);
+        match events.into_iter().next() {
+            Some(Event::Loaded(loaded)) if loaded.error.is_empty() => Ok(()),
+            Some(Event::Loaded(loaded)) => Err(BenchError::Other(loaded.error)),
+            other => Err(BenchError::Other(format!(
+                "the engine loaded no adapter: {other:?}"
+            ))),
+        }
+    }
+
+    fn sample(&mut self, tasks: Vec<Arc<GroupTask>>, count: u32) -> Result<Sampled> {
+        let mut events = Vec::new();
+        let began = Instant::now();
+        for task in &tasks {
+            let (task, indices) = (task.clone(), (0..count).collect());
+            self.engine.submit(
+                Order::Sample {
+                    task,
+                    indices,
+                    epoch: 1,
+                },
+                &mut events,
+            );
+        }
+        self.engine.step(&mut events);
+        let decoding = Instant::now();
+        let mut decode_steps = 0;
+        let gauges = self.engine.gauges();
+        let tokens = || gauges.tokens.load(std::sync::atomic::Ordering::Relaxed);
+        let before = tokens();
+        while !self.engine.is_idle() {
+            self.engine.step(&mut events);
+            decode_steps += 1;
+        }
+        let (seconds, decode_seconds) = (began.elapsed(), decoding.elapsed());
+        let mut completions = vec![Vec::new(); tasks.len()];
+        for event in events {
+            match event {
+                Event::Completed { completion, .. } => {
+                    let place = tasks.iter().position(|t| t.group_id == completion.group_id);
+                    completions[place.unwrap_or_default()].push(completion);
+                }
+                Event::Failed(failed) => return Err(BenchError::Other(failed.error)),
+                Event::Loaded(_) => {}
+            }
+        }
+        completions
+            .iter_mut()
+            .for_each(|group| group.sort_by_key(|c| c.sample_index));
+        Ok(Sampled {
+            tasks,
+            completions,
+            seconds: seconds.as_secs_f64(),
+            decode_seconds: decode_seconds.as_secs_f64(),
+            decode_steps,
+            decode_tokens: tokens() - before,
+        })
+    }
+
+    fn learn(&mut self, sampled: &Sampled) -> Result<StepMetrics> {
+        let groups = sampled
+            .tasks
+            .iter()
+            .zip(&sampled.completions)
+            .map(|(task, completions)| {
+                let samples = completions.iter().map(|completion| Sample {
+                    index: completion.sample_index,
+                    tokens: completion.tokens.clone(),
+                    logprobs: completion.logprobs.clone(),
+                    // All different and none the mean, so that every completion has an advantage.
+                    reward: Some(f64::from(completion.sample_index + 1).ln()),
+                    truncated: true,
+                });
+                Group {
+                    id: task.group_id,
+                    prompt: task.prompt.clone(),
+                    distribution: Distribution::FULL,
+                    samples: samples.collect(),
+                }
+            });
+        let batch = Batch {
+            version: self.trainer.version().clone(),
+            groups: groups.collect(),
+        };
+        let result = self.trainer.step(&batch, &Progress::default())?;
+        Ok(result.metrics.unwrap_or_default())
+    }
+}
+
+fn task(group_id: u64, prompt: Vec<u32>, tokens: u32, version: PolicyVersion) -> GroupTask {
+    let mut prompt_key = [0; 32];
+    prompt_key[..8].copy_from_slice(&group_id.to_le_bytes());
+    let params = SamplingParams {
+        temperature: 1.0,
+        top_p: 1.0,
+        max_tokens: tokens,
+        ..SamplingParams::default()
+    };
+    GroupTask {
+        group_id,
+        prompt,
+        prompt_key,
+        params,
+        version,
+    }
+}
+
+fn print(args: &Args, results: &Results) {
+    println!(
+        "\n{} ({}), {}, {:.0} M parameters; {} prompts of {} tokens x {} completions of {}, rank {}; \
+         medians of {} rounds",
+        args.device,
+        results.device,
+        results.numerics,
+        results.parameters as f64 / 1e6,
+        args.prompts,
+        args.prompt_tokens,
+        args.completions,
+        args.tokens,
+        args.rank,
+        results.rounds.len()
+    );
+    let of = |f: &dyn Fn(&Round) -> f64| median(results.rounds.iter().map(f));
+    let mut table = Table::new(["", "figure"]);
+    let mut row = |name: &str, value: f64| table.row(name, [figure(value)]);
+    row("model loaded, s", results.load_seconds);
+    row(
+        "prefill, tokens/s",
+        of(&|r| r.prefill_tokens as f64 / r.prefill_seconds),
+    );
+    row(
+        "decode, tokens/s",
+        of(&|r| r.decode_tokens as f64 / r.decode_seconds),
+    );
+    row(
+        "decode, ms a step",
+        of(&|r| 1e3 * r.decode_seconds / r.decode_steps.max(1) as f64),
+    );
+    row("sample, s", of(&|r| r.sample_seconds));
+    row(
+        "sample, tokens/s with prompts",
+        of(&|r| r.sample_tokens as f64 / r.sample_seconds),
+    );
+    let sample = results.floor.sample_gflop;
+    row("sample, GFLOP/s", of(&|r| sample / r.sample_seconds));
+    row("learn, s", of(&|r| r.learn_seconds));
+    row(
+        "  forward and log-probs, s",
+        of(&|r| r.learn_forward_seconds),
+    );
+    row("  backward, s", of(&|r| r.learn_backward_seconds));
+    row("  optimiser, s", of(&|r| r.learn_optimizer_seconds));
+    row(
+        "learn, tokens/s",
+        of(&|r| r.learn_tokens as f64 / r.learn_seconds),
+    );
+    row(
+        "learn, GFLOP/s",
+        of(&|r| results.floor.learn_gflop / r.learn_seconds),
+    );
+    row(
+        "worker to learner, largest |log-prob difference|",
+        of(&|r| r.logprob_diff_max),
+    );
+    row(
+        "worker to learner, mean |log-prob difference|",
+        of(&|r| r.logprob_diff_mean),
+    );
+    row("against the CPU in f32, forward", results.agreement.forward);
+    row("against the CPU in f32, decode", results.agreement.decode);
+    row(
+        "against the CPU in f32, gradient (relative)",
+        results.agreement.gradient,
+    );
+    row("peak memory of the process, MiB", results.host_peak_mib);
+    if let Some(peak) = results.gpu_peak_mib {
+        row("peak memory of the GPU, MiB", peak);
+    }
+    print!("{table}");
+}

@@ -1,0 +1,399 @@
+//! `tina-bench step`: one whole GRPO step, ours and the peer's in turns.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread::available_parallelism,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tina_coordinator::config::RunConfig;
+use tina_model::ModelSource;
+
+use crate::{
+    cluster::{Run, Step, Up},
+    error::{BenchError, Result, require},
+    floor::{Floor, Work, floor},
+    peer::{Peer, PeerDtype, PeerRun, PeerStep},
+    stats::median,
+    table::{Table, figure, write_json},
+};
+
+/// Time one whole GRPO step: real processes, the real model, in turns with TRL's trainer
+///
+/// 8 prompts x 8 completions of at most 48 tokens, LoRA of rank 16 on all seven projections of
+/// SmolLM2-135M-Instruct, two-digit sums, temperature 1 (bench/grpo_step.toml). Figures are medians
+/// over all runs' steps without each run's first.
+///
+/// The floor is the least arithmetic that the step needs: a token costs 0.269 GFLOP forward through
+/// all weights of SmolLM2, vocabulary included, and the LoRA 0.0098 more; learning adds a backward
+/// pass of the same, with no gradient for frozen weights. docs/performance.md has the sum.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Turns of ours and the peer's
+    #[arg(long, default_value_t = 2)]
+    runs: u32,
+    /// Steps that are timed in each run; one more goes before them
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=30))]
+    steps: u64,
+    /// Model to train instead of the config's: as model.source takes it
+    #[arg(long, value_name = "SOURCE")]
+    model: Option<String>,
+    /// Reward the right answer alone: our learner then skips groups without signal, the peer none
+    #[arg(long)]
+    answer_only: bool,
+    /// Arithmetic that this machine can do at most on all cores, for the floor in seconds
+    #[arg(long, value_name = "GFLOPS")]
+    peak_gflops: Option<f64>,
+    /// Python with bench/peers/requirements.txt installed
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    python: PathBuf,
+    /// The same model in Hugging Face layout (bench/peers/convert_smollm2.py makes it); without it
+    /// the peer is left out
+    #[arg(long, value_name = "FOLDER")]
+    peer_model: Option<PathBuf>,
+    /// What the peer computes in, each a column
+    #[arg(long, value_delimiter = ',', default_value = "bf16")]
+    peer_dtype: Vec<PeerDtype>,
+    /// Sequences of one of the peer's passes
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    peer_micro: u32,
+    /// The `tina` binary; without it, the one beside this program
+    #[arg(long, value_name = "FILE")]
+    tina: Option<PathBuf>,
+    /// The run's config
+    #[arg(long, default_value = "bench/grpo_step.toml")]
+    config: PathBuf,
+    /// The peer's script
+    #[arg(long, default_value = "bench/peers/grpo_step_trl.py")]
+    peer_script: PathBuf,
+    /// Set a key of the config: section.key=value
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// File for the results as JSON
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Everything that was measured.
+#[derive(Serialize)]
+struct Results {
+    threads: usize,
+    ours: Vec<Run>,
+    first_token_seconds: Vec<f64>,
+    floor: Floor,
+    peak_gflops: Option<f64>,
+    peers: Vec<PeerColumn>,
+}
+
+#[derive(Serialize)]
+struct PeerColumn {
+    dtype: PeerDtype,
+    runs: Vec<PeerRun>,
+}
+
+impl PeerColumn {
+    fn steps(&self) -> impl Iterator<Item = &PeerStep> {
+        self.runs.iter().flat_map(|run| &run.report.steps)
+    }
+
+    fn median(&self, f: impl Fn(&PeerStep) -> f64) -> f64 {
+        median(self.steps().map(f))
+    }
+}
+
+impl Results {
+    fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.ours.iter().flat_map(|run| &run.steps)
+    }
+
+    fn median(&self, f: impl Fn(&Step) -> f64) -> f64 {
+        median(self.steps().map(f))
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|error| BenchError::Other(error.to_string()))?
+        .block_on(measure(args))
+}
+
+async fn measure(args: &Args) -> Result<()> {
+    let up = args.up()?;
+    let peers = args.peers()?;
+    let config = RunConfig::load(&up.config, &up.sets)?;
+    // Fetches the model where it is not cached yet, so that no figure has that in it.
+    let model = tina_model::open_text(&config.model.source.parse::<ModelSource>()?)?.config;
+    let scratch = Scratch::new()?;
+    let mut results = Results {
+        threads: available_parallelism().map_or(1, usize::from),
+        ours: Vec::new(),
+        first_token_seconds: Vec::new(),
+        floor: Floor::default(),
+        peak_gflops: args.peak_gflops,
+        peers: peers
+            .iter()
+            .map(|peer| PeerColumn {
+                dtype: peer.dtype,
+                runs: Vec::new(),
+            })
+            .collect(),
+    };
+    for turn in 1..=args.runs {
+        eprintln!("turn {turn}/{}: start to first token", args.runs);
+        results
+            .first_token_seconds
+            .push(up.first_token(&scratch.folder("first")?).await?);
+        eprintln!("turn {turn}/{}: tina, {} steps", args.runs, args.steps + 1);
+        results
+            .ours
+            .push(up.run(&scratch.folder("ours")?, args.steps + 1).await?);
+        for (peer, column) in peers.iter().zip(&mut results.peers) {
+            eprintln!(
+                "turn {turn}/{}: TRL {}, {} steps",
+                args.runs,
+                peer.dtype,
+                args.steps + 1
+            );
+            column
+                .runs
+                .extend(peer.run(&scratch.folder("peer")?, args.steps + 1).await?);
+        }
+    }
+    results.peers.retain(|column| !column.runs.is_empty());
+    let work = work(&results, f64::from(config.algorithm.prompts_per_step));
+    results.floor = floor(&model, config.lora.rank as usize, &work);
+    print(&results);
+    args.out
+        .as_deref()
+        .map_or(Ok(()), |path| write_json(path, &results))
+}
+
+impl Args {
+    fn up(&self) -> Result<Up> {
+        let tina = match &self.tina {
+            Some(path) => path.clone(),
+            None => beside("tina")?,
+        };
+        if !tina.is_file() {
+            return Err(BenchError::NoBinary { path: tina });
+        }
+        require(&self.config, "--config")?;
+        let mut sets = vec![format!("run.steps={}", self.steps + 1)];
+        sets.extend(
+            self.model
+                .iter()
+                .map(|source| format!("model.source={source}")),
+        );
+        if self.answer_only {
+            sets.extend((1..=3).map(|i| format!("reward.{i}.weight=0")));
+        }
+        sets.extend(self.sets.iter().cloned());
+        Ok(Up {
+            tina,
+            config: self.config.clone(),
+            sets,
+        })
+    }
+
+    /// The peer once for each dtype; none, and said so, where it can't be.
+    fn peers(&self) -> Result<Vec<Peer>> {
+        let Some(model) = &self.peer_model else {
+            eprintln!("the peer is left out: no --peer-model (bench/README.md says how to get it)");
+            return Ok(Vec::new());
+        };
+        require(model, "--peer-model")?;
+        require(&self.peer_script, "--peer-script")?;
+        let peer = |dtype: &PeerDtype| Peer {
+            python: self.python.clone(),
+            script: self.peer_script.clone(),
+            model: model.clone(),
+            dtype: *dtype,
+            micro: self.peer_micro,
+        };
+        Ok(self.peer_dtype.iter().map(peer).collect())
+    }
+}
+
+/// What a step computed. Its records tell the prompts' tokens (each prompt counted once) when all
+/// completions went through the learner.
+fn work(results: &Results, prompts: f64) -> Work {
+    let all = results
+        .steps()
+        .filter(|s| u64::from(s.completions_trained) == s.completions);
+    let prompt_tokens =
+        median(all.map(|s| (s.rows_forwarded + s.completions - s.tokens_sampled) as f64));
+    Work {
+        prompt_tokens,
+        prompt_length: prompt_tokens / prompts,
+        completions: results.median(|s| s.completions as f64),
+        completion_tokens: results.median(|s| s.tokens_sampled as f64),
+    }
+}
+
+fn print(results: &Results) {
+    let device = results.ours.first().map_or("", |run| run.device.as_str());
+    println!(
+        "\nOne GRPO step on {} threads ({device}); medians of {} steps",
+        results.threads,
+        results.steps().count()
+    );
+    let numerics = results.ours.first().map_or("", |run| run.numerics.as_str());
+    let mut heads = vec![String::new(), format!("tina {numerics}")];
+    for column in &results.peers {
+        let malloc = column
+            .runs
+            .first()
+            .map_or("", |run| run.report.malloc.as_str());
+        heads.push(format!("TRL {} ({malloc})", column.dtype));
+    }
+    let mut table = Table::new(heads.iter().map(String::as_str));
+    let mut row = |name: &str, ours: Option<f64>, peer: &dyn Fn(&PeerColumn) -> Option<f64>| {
+        let cells = std::iter::once(ours).chain(results.peers.iter().map(peer));
+        table.row(name, cells.map(|cell| cell.map(figure).unwrap_or_default()));
+    };
+    let seconds = results.median(|s| s.seconds);
+    row("step, s", Some(seconds), &|c| Some(c.median(|s| s.seconds)));
+    row("  as a share of tina's", Some(1.0), &|c| {
+        Some(c.median(|s| s.seconds) / seconds)
+    });
+    row("  sample, s", Some(results.median(|s| s.sample)), &|c| {
+        Some(c.median(|s| s.sample))
+    });
+    row("  score, s", Some(results.median(|s| s.score)), &|c| {
+        Some(c.median(|s| s.score))
+    });
+    row("  learn, s", Some(results.median(|s| s.learn)), &|c| {
+        Some(c.median(|s| s.learn))
+    });
+    row(
+        "    forward, s",
+        Some(results.median(|s| s.forward)),
+        &|_| None,
+    );
+    row(
+        "    backward, s",
+        Some(results.median(|s| s.backward)),
+        &|_| None,
+    );
+    row("  sync, s", Some(results.median(|s| s.sync)), &|_| None);
+    row(
+        "coordinator's own work, s",
+        Some(results.median(|s| s.coordinator)),
+        &|_| None,
+    );
+    let other = |s: &Step| 100.0 * (s.seconds - s.sample - s.learn).max(0.0) / s.seconds;
+    row(
+        "all but sampling and learning, %",
+        Some(results.median(other)),
+        &|_| None,
+    );
+    row(
+        "tokens sampled",
+        Some(results.median(|s| s.tokens_sampled as f64)),
+        &|c| Some(c.median(|s| s.tokens_sampled as f64)),
+    );
+    let trained = |s: &Step| f64::from(s.completions_trained);
+    row(
+        "completions through backward",
+        Some(results.median(trained)),
+        &|_| None,
+    );
+    let ours = results.ours.iter().map(|run| run.memory.peak_together_mib);
+    row(
+        "peak memory, all processes, MiB",
+        Some(median(ours)),
+        &|c| {
+            Some(median(
+                c.runs.iter().map(|run| run.memory.peak_together_mib),
+            ))
+        },
+    );
+    for role in ["coordinator", "rollout-worker", "learner"] {
+        let peaks = results
+            .ours
+            .iter()
+            .filter_map(|run| run.memory.peak_by_role_mib.get(role));
+        row(
+            &format!("  {role}, MiB"),
+            Some(median(peaks.copied())),
+            &|_| None,
+        );
+    }
+    let start = median(results.ours.iter().map(|run| run.start_seconds));
+    row("start to first step, s", Some(start), &|c| {
+        Some(median(c.runs.iter().map(|run| run.report.start_seconds)))
+    });
+    let first = median(results.first_token_seconds.iter().copied());
+    row("start to first sampled token, s", Some(first), &|_| None);
+    let diff = results
+        .steps()
+        .map(|s| s.logprob_diff_max)
+        .fold(0.0, f64::max);
+    row(
+        "worker to learner, largest |log-prob difference|",
+        Some(diff),
+        &|_| None,
+    );
+    let gflop = results.floor.total_gflop();
+    row("floor, GFLOP", Some(gflop), &|_| None);
+    row("  reached, GFLOP/s", Some(gflop / seconds), &|_| None);
+    if let Some(peak) = results.peak_gflops {
+        row(
+            "floor at the machine's peak, s",
+            Some(gflop / peak),
+            &|_| None,
+        );
+    }
+    print!("{table}");
+    for column in &results.peers {
+        if let Some(run) = column.runs.first() {
+            let PeerRun { report, .. } = run;
+            println!(
+                "TRL {}: {}; {} threads",
+                column.dtype, report.versions, report.threads
+            );
+        }
+    }
+}
+
+/// A program that lies where this one does.
+fn beside(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(BenchError::file(Path::new("this program")))?;
+    Ok(own.with_file_name(name))
+}
+
+/// A folder that is gone when the benchmark is over.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let name = format!("tina-bench-{}-{:x}", std::process::id(), now.as_nanos());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
+        Ok(Self(path))
+    }
+
+    /// An empty folder of this name.
+    fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(BenchError::file(&path))?;
+        }
+        fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,134 @@
+//! How many floating-point operations a step needs at least (pure). `docs/performance.md` works it
+//! out by hand for the step of `tina-bench step`.
+
+use serde::Serialize;
+use tina_model::ModelConfig;
+
+/// What one step computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Work {
+    /// Tokens of all prompts, each prompt counted once.
+    pub(crate) prompt_tokens: f64,
+    /// Tokens of one prompt.
+    pub(crate) prompt_length: f64,
+    /// Completions.
+    pub(crate) completions: f64,
+    /// Tokens of all completions.
+    pub(crate) completion_tokens: f64,
+}
+
+impl Work {
+    /// Rows through the layers: a completion's last token predicts nothing.
+    fn rows(&self) -> f64 {
+        self.prompt_tokens + self.completion_tokens - self.completions
+    }
+
+    /// Rows through the vocabulary's projection: one for every prompt, whose completions all start
+    /// from it, and one for every further token.
+    fn predictions(&self) -> f64 {
+        let prompts = self.prompt_tokens / self.prompt_length.max(1.0);
+        prompts + self.completion_tokens - self.completions
+    }
+
+    /// Keys that all rows attend to.
+    fn attended(&self) -> f64 {
+        let length = self.completion_tokens / self.completions.max(1.0);
+        let own = self.completion_tokens - self.completions;
+        self.prompt_tokens * self.prompt_length / 2.0 + own * (self.prompt_length + length / 2.0)
+    }
+}
+
+/// Operations (a multiplication and an addition are two) of a step's parts, in GFLOP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Floor {
+    /// One forward pass over prompts and completions.
+    pub(crate) sample_gflop: f64,
+    /// One forward pass, and one backward pass to activations and adapter.
+    pub(crate) learn_gflop: f64,
+}
+
+impl Floor {
+    pub(crate) fn total_gflop(&self) -> f64 {
+        self.sample_gflop + self.learn_gflop
+    }
+}
+
+/// Weights that a row passes in the layers, and those of adapters of `rank` behind all of them.
+fn weights(model: &ModelConfig, rank: usize) -> (f64, f64) {
+    let (hidden, mlp) = (model.hidden_size, model.intermediate_size);
+    let (q, kv) = (
+        model.heads * model.head_dim,
+        model.kv_heads * model.head_dim,
+    );
+    let linears = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden)];
+    let linears = linears
+        .into_iter()
+        .chain([(hidden, mlp), (hidden, mlp), (mlp, hidden)]);
+    let (frozen, adapted) = linears.fold((0, 0), |(frozen, adapted), (inner, outer)| {
+        (frozen + inner * outer, adapted + rank * (inner + outer))
+    });
+    (
+        (model.layers * frozen) as f64,
+        (model.layers * adapted) as f64,
+    )
+}
+
+/// The least that `work` takes. Forward: every row passes each weight once. Backward: frozen
+/// weights get no gradient, so their products are computed once more, to the activations alone; the
+/// adapter's twice. Attention's backward pass has five products for the forward's two.
+pub(crate) fn floor(model: &ModelConfig, rank: usize, work: &Work) -> Floor {
+    let (frozen, adapted) = weights(model, rank);
+    let (rows, predictions) = (work.rows(), work.predictions());
+    let vocabulary = (model.vocab_size * model.hidden_size) as f64 * predictions;
+    let linear = frozen * rows + vocabulary;
+    let attention = (2 * model.layers * model.heads * model.head_dim) as f64 * work.attended();
+    let forward = linear + adapted * rows + attention;
+    let backward = linear + 2.0 * adapted * rows + 2.5 * attention;
+    let gflop = |products: f64| 2.0 * products / 1e9;
+    Floor {
+        sample_gflop: gflop(forward),
+        learn_gflop: gflop(forward + backward),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes::Shape;
+
+    #[test]
+    fn a_token_of_smollm2_costs_what_its_weights_say() {
+        let model = Shape::Smollm2.config().unwrap();
+        let (frozen, adapted) = weights(&model, 16);
+        assert_eq!(
+            frozen,
+            30.0 * (2.0 * 576.0 * 576.0 + 2.0 * 576.0 * 192.0 + 3.0 * 576.0 * 1536.0)
+        );
+        assert_eq!(
+            adapted,
+            30.0 * 16.0 * (2.0 * 1152.0 + 2.0 * 768.0 + 3.0 * 2112.0)
+        );
+        // A lone one-token prompt with one-token completions: one row, one prediction.
+        let work = Work {
+            prompt_tokens: 1.0,
+            prompt_length: 1.0,
+            completions: 4.0,
+            completion_tokens: 4.0,
+        };
+        let got = floor(&model, 16, &work).sample_gflop;
+        assert!((got - 0.279).abs() < 1e-3, "{got}");
+    }
+
+    #[test]
+    fn a_prompt_is_counted_once_for_its_group() {
+        let work = Work {
+            prompt_tokens: 80.0,
+            prompt_length: 40.0,
+            completions: 16.0,
+            completion_tokens: 160.0,
+        };
+        assert_eq!(work.rows(), 80.0 + 144.0);
+        assert_eq!(work.predictions(), 2.0 + 144.0);
+        assert_eq!(work.attended(), 80.0 * 20.0 + 144.0 * 45.0);
+    }
+}
