@@ -20,11 +20,11 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tina_model::{ChatMessage, ModelConfig, ModelError, ModelSource, open, open_text};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
-
 /// A folder's files by name.
 type Files = BTreeMap<String, Vec<u8>>;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 fn config() -> Value {
     json!({
@@ -36,7 +36,7 @@ fn config() -> Value {
 }
 
 /// The files of a tiny model; with `shards`, its weights are in two.
-fn model(shards: bool) -> BTreeMap<String, Vec<u8>> {
+fn model(shards: bool) -> Files {
     let tokenizer = json!({
         "version": "1.0", "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0,
         "direction": "Right"}, "padding": null,
@@ -100,7 +100,7 @@ fn model(shards: bool) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn write_folder(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
+fn write_folder(folder: &Path, files: &Files) {
     for (name, bytes) in files {
         std::fs::write(folder.join(name), bytes).unwrap();
     }
@@ -179,18 +179,18 @@ fn what_is_wrong_with_a_folder_is_said_by_file_and_tensor() {
             .to_string()
     };
     let with = |key: &'static str, value: Value| {
-        move |files: &mut BTreeMap<String, Vec<u8>>| {
+        move |files: &mut Files| {
             let mut config = config();
             config[key] = value.clone();
             files.insert("config.json".to_owned(), config.to_string().into());
         }
     };
     let without = |name: &'static str| {
-        move |files: &mut BTreeMap<String, Vec<u8>>| {
+        move |files: &mut Files| {
             files.remove(name);
         }
     };
-    let cut = |files: &mut BTreeMap<String, Vec<u8>>| {
+    let cut = |files: &mut Files| {
         let weights = files.get_mut("model.safetensors").unwrap();
         weights.truncate(weights.len() - 3);
     };
@@ -410,7 +410,7 @@ fn opens_what_it_is_told() {
     }
 }
 
-fn digest_of(files: &BTreeMap<String, Vec<u8>>) -> String {
+fn digest_of(files: &Files) -> String {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), files);
     open(&ModelSource::Folder(folder.path().to_path_buf()))
