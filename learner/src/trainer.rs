@@ -10,8 +10,9 @@ use crate::{
     adamw::{AdamW, clip_scale, global_norm},
     batch::Batch,
     checkpoint::Checkpoint,
+    host,
     loss::LossStats,
-    memory, moments, seed,
+    moments, seed,
     settings::TrainSettings,
     step::{BatchGradient, Cost, Progress, Work},
 };
@@ -245,7 +246,7 @@ impl Trainer {
             seconds_backward: cost.seconds_backward,
             seconds_optimizer,
             seconds_total: started.elapsed().as_secs_f64(),
-            peak_rss_bytes: memory::peak_rss_bytes(),
+            peak_rss_bytes: host::peak_rss_bytes(),
             ..metrics(&passes)
         };
         let result = StepResult {

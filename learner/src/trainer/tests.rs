@@ -353,7 +353,7 @@ fn masked_and_unjudged_completions_are_as_if_they_were_not_there() {
     let masked = Work::new(&truncated, &masked);
     assert_eq!(
         masked.completions(),
-        Work::new(&full, &settings).completions() - 2
+        Work::new(&full, &settings).completions() - 3
     );
 }
 

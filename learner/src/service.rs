@@ -1,0 +1,608 @@
+//! The async shell: dials the coordinator, carries messages between it and the [`Engine`], and
+//! comes back when the coordinator was away. Computing goes on meanwhile, in a thread of its own.
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tina_model::parse_device;
+use tina_proto::{
+    adapters::{AdapterTransport as _, GrpcTransport, TransportError},
+    backoff::{Backoff, BackoffOptions},
+    client::{
+        AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, learning_client,
+    },
+    v1::{
+        BatchRefused, LearnerCommand, LearnerFailed, LearnerHeartbeat, LearnerHello,
+        LearnerMessage, LearnerWelcome, PolicyVersion, RunSpec, learner_command::Command,
+        learner_message::Message,
+    },
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle, spawn_blocking},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use tracing::{info, warn};
+
+use crate::{
+    batch::{Assembly, Batch, BatchError},
+    engine::{Engine, EngineError},
+    host,
+    step::Progress,
+    trainer::TrainError,
+};
+
+/// How long the coordinator may take to answer a Hello.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a message may wait for room on the stream.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the coordinator may take to end the stream after it was told of a failure.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
+/// Bounds of the heartbeat that a coordinator may ask for, milliseconds.
+const HEARTBEAT_MS: (u32, u32) = (100, 60_000);
+/// Messages on their way to the transport.
+const OUTGOING: usize = 16;
+
+/// How a learner is started.
+#[derive(Clone, Debug)]
+pub struct LearnerOptions {
+    /// The coordinator.
+    pub coordinator: ClientOptions,
+    /// The same over reconnects.
+    pub learner_id: String,
+    /// "cpu" or "cuda:N".
+    pub device: String,
+    /// Where checkpoints are kept; `None`: `checkpoints` in the run's folder.
+    pub state_dir: Option<PathBuf>,
+    /// Without contact for this long the learner gives up.
+    pub give_up_after: Duration,
+}
+
+impl LearnerOptions {
+    /// On the CPU, with checkpoints in the run's folder, giving up after two minutes without
+    /// contact.
+    pub fn new(coordinator: ClientOptions, learner_id: impl Into<String>) -> Self {
+        Self {
+            coordinator,
+            learner_id: learner_id.into(),
+            device: "cpu".to_owned(),
+            state_dir: None,
+            give_up_after: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Why a learner ends before its run does.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnerError {
+    /// The coordinator can't be dialled at all.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Model, step or checkpoint failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The new adapter is not taken.
+    #[error("the coordinator does not take the adapter: {0}")]
+    Publish(#[from] TransportError),
+    /// The coordinator refuses this learner.
+    #[error("the coordinator at {url} refuses this learner: {}", status.message())]
+    Refused {
+        /// Its address.
+        url: String,
+        /// What it says.
+        status: Box<Status>,
+    },
+    /// The coordinator has been away for too long.
+    #[error(
+        "no contact with the coordinator at {url} for {seconds} s: {last}; start this learner \
+         again once the coordinator runs"
+    )]
+    CoordinatorAway {
+        /// Its address.
+        url: String,
+        /// How long it has been away.
+        seconds: u64,
+        /// What the last attempt came to.
+        last: String,
+    },
+    /// The computing thread has died.
+    #[error("the learner's computing thread ended unexpectedly: {0}")]
+    Thread(String),
+}
+
+/// Why a connection ended.
+enum End {
+    /// The run is over, or this process is asked to end.
+    Stopped(String),
+    /// Worth dialling again.
+    Lost(String),
+    /// Waiting doesn't cure it.
+    Failed(LearnerError),
+}
+
+impl<E: Into<LearnerError>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Runs a learner until the coordinator ends the run, `shutdown` completes (both `Ok`), or
+/// something is wrong that waiting doesn't cure. A step under way at shutdown is called off; it is
+/// made again, to the same bytes, when the run is resumed.
+pub async fn run(
+    options: LearnerOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), LearnerError> {
+    // A device that can't be had is told at once, not after dialling.
+    parse_device(&options.device).map_err(EngineError::from)?;
+    let mut learner = Learner {
+        auth: options.coordinator.interceptor()?,
+        options,
+        work: Work::Nothing,
+        activity: Arc::default(),
+        last_contact: Instant::now(),
+    };
+    let stopped = tokio::select! {
+        end = learner.dial_on() => end,
+        () = shutdown => Ok("asked to end".to_owned()),
+    };
+    let finished = learner.finish().await;
+    info!(reason = stopped?, "the learner ends");
+    finished
+}
+
+/// What the computing thread gives back.
+type Done = (Engine, Result<(), EngineError>);
+
+/// Where the engine is.
+enum Work {
+    Nothing,
+    Loading(JoinHandle<Result<Engine, EngineError>>),
+    Idle(Box<Engine>),
+    /// Training; goes on while there is no connection.
+    Busy(JoinHandle<Done>),
+}
+
+/// What heartbeats tell.
+#[derive(Default)]
+struct Activity {
+    progress: Progress,
+    step: AtomicU64,
+    phase: AtomicU64,
+}
+
+const PHASES: [&str; 3] = ["loading", "idle", "learning"];
+const IDLE: u64 = 1;
+const LEARNING: u64 = 2;
+
+impl Activity {
+    fn set(&self, phase: u64, step: u64) {
+        self.phase.store(phase, Ordering::Relaxed);
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    fn heartbeat(&self) -> LearnerHeartbeat {
+        let phase = self.phase.load(Ordering::Relaxed);
+        let (done, total) = if phase == LEARNING {
+            self.progress.done_of_total()
+        } else {
+            (0, 0)
+        };
+        LearnerHeartbeat {
+            phase: PHASES[phase as usize % PHASES.len()].to_owned(),
+            step: self.step.load(Ordering::Relaxed),
+            done,
+            total,
+        }
+    }
+}
+
+struct Learner {
+    options: LearnerOptions,
+    auth: AuthInterceptor,
+    work: Work,
+    activity: Arc<Activity>,
+    last_contact: Instant,
+}
+
+/// One connection to the coordinator.
+struct Session {
+    outgoing: mpsc::Sender<LearnerMessage>,
+    incoming: Streaming<LearnerCommand>,
+    transport: GrpcTransport,
+    heartbeats: Option<AbortHandle>,
+    url: String,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(task) = &self.heartbeats {
+            task.abort();
+        }
+    }
+}
+
+impl Learner {
+    /// Connection after connection; returns the reason why the run is over.
+    async fn dial_on(&mut self) -> Result<String, LearnerError> {
+        let seed = Backoff::seed_for(&self.options.learner_id);
+        let mut backoff = Backoff::new(BackoffOptions::default(), seed);
+        loop {
+            let before = self.last_contact;
+            let last = match self.connection().await {
+                End::Stopped(reason) => return Ok(reason),
+                End::Failed(error) => return Err(error),
+                End::Lost(why) => why,
+            };
+            if self.last_contact != before {
+                self.last_contact = Instant::now();
+                backoff.reset();
+            }
+            let away = self.last_contact.elapsed();
+            if away >= self.options.give_up_after {
+                let (url, seconds) = (self.options.coordinator.url.clone(), away.as_secs());
+                return Err(LearnerError::CoordinatorAway { url, seconds, last });
+            }
+            let wait = backoff.next_wait();
+            warn!(
+                why = last,
+                wait_ms = wait.as_millis() as u64,
+                "no coordinator; dialling again"
+            );
+            sleep(wait.min(self.options.give_up_after.saturating_sub(away))).await;
+        }
+    }
+
+    /// Calls a step off, and saves what is not on disk yet.
+    async fn finish(&mut self) -> Result<(), LearnerError> {
+        self.activity.progress.cancel();
+        let engine = match std::mem::replace(&mut self.work, Work::Nothing) {
+            Work::Nothing => return Ok(()),
+            // Nothing is lost with it.
+            Work::Loading(task) => {
+                task.abort();
+                return Ok(());
+            }
+            Work::Idle(engine) => *engine,
+            Work::Busy(task) => task.await.map_err(thread_died)?.0,
+        };
+        let save = spawn_blocking(move || {
+            let mut engine = engine;
+            engine.save()
+        });
+        Ok(save.await.map_err(thread_died)??)
+    }
+
+    /// One connection, from dialling to its end.
+    async fn connection(&mut self) -> End {
+        let mut session = match self.open().await {
+            Ok(session) => session,
+            Err(end) => return end,
+        };
+        match self.serve(&mut session).await {
+            Ok(never) => match never {},
+            Err(End::Failed(error)) => {
+                let failed = LearnerFailed {
+                    error: error.to_string(),
+                };
+                if session.send(Message::Failed(failed)).await.is_ok() {
+                    session.farewell().await;
+                }
+                End::Failed(error)
+            }
+            Err(end) => end,
+        }
+    }
+
+    async fn open(&self) -> Result<Session, End> {
+        let url = self.options.coordinator.url.clone();
+        let channel = match connect(&self.options.coordinator).await {
+            Ok(channel) => channel,
+            Err(error @ ClientError::Connect { .. }) => return Err(End::Lost(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        let (outgoing, messages) = mpsc::channel(OUTGOING);
+        let hello = Message::Hello(LearnerHello {
+            learner_id: self.options.learner_id.clone(),
+            device: Some(host::device_info(&self.options.device, String::new())),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: host::address(),
+        });
+        // The channel is new and has room.
+        let _ = outgoing.try_send(LearnerMessage {
+            message: Some(hello),
+        });
+        let mut client = learning_client(channel.clone(), self.auth.clone());
+        let opening = client.learn(ReceiverStream::new(messages));
+        let incoming = match timeout(STREAM_OPEN_DEADLINE, opening).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(broken(&url, status)),
+            Err(_) => return Err(End::Lost("the coordinator doesn't answer".to_owned())),
+        };
+        let transport = GrpcTransport::new(Channel::clone(&channel), self.auth.clone());
+        Ok(Session {
+            outgoing,
+            incoming,
+            transport,
+            heartbeats: None,
+            url,
+        })
+    }
+
+    async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, End> {
+        let welcome = match timeout(WELCOME_DEADLINE, session.next()).await {
+            Ok(Ok(Command::Welcome(welcome))) => welcome,
+            Ok(Ok(Command::Stop(stop))) => return Err(End::Stopped(stop.reason)),
+            Ok(Ok(_)) => return Err(End::Lost("its first answer was no Welcome".to_owned())),
+            Ok(Err(end)) => return Err(end),
+            Err(_) => return Err(End::Lost("the coordinator sends no Welcome".to_owned())),
+        };
+        self.last_contact = Instant::now();
+        session.beat(welcome.heartbeat_ms, self.activity.clone());
+        self.become_ready(session, welcome).await?;
+
+        let mut assembly: Option<Assembly> = None;
+        loop {
+            match session.next().await? {
+                Command::BeginStep(begin) => {
+                    let engine = self.idle()?;
+                    let held = engine.trainer()?.version().clone();
+                    assembly = Some(Assembly::begin(begin, &held, engine.limits()));
+                }
+                Command::Group(group) => match &mut assembly {
+                    Some(assembly) => assembly.push(group),
+                    None => session.refuse(0, outside("a group")).await?,
+                },
+                Command::EndStep(end) => match assembly.take() {
+                    Some(assembly) => {
+                        let step = assembly.step();
+                        match assembly.finish(&end) {
+                            Ok(batch) => self.learn(session, batch).await?,
+                            Err(error) => session.refuse(step, error).await?,
+                        }
+                    }
+                    None => session.refuse(end.step, outside("EndStep")).await?,
+                },
+                Command::Stop(stop) => return Err(End::Stopped(stop.reason)),
+                Command::Welcome(_) => {
+                    return Err(End::Lost("a second Welcome came".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// Loads the model where it isn't, lets a step under way end, goes to where the run goes on,
+    /// publishes, and says so.
+    async fn become_ready(
+        &mut self,
+        session: &mut Session,
+        welcome: LearnerWelcome,
+    ) -> Result<(), End> {
+        let spec = welcome.spec.unwrap_or_default();
+        let mut engine = loop {
+            match std::mem::replace(&mut self.work, Work::Nothing) {
+                Work::Idle(engine) if engine.serves(&spec) => break *engine,
+                // Of an earlier run; its memory is needed.
+                Work::Idle(_) | Work::Nothing => self.load(&spec),
+                work => {
+                    self.work = work;
+                    self.computed(session).await?;
+                }
+            }
+        };
+        let resume: Option<PolicyVersion> = welcome.resume;
+        self.work = Work::Busy(spawn_blocking(move || {
+            let outcome = engine.resume(resume.as_ref());
+            (engine, outcome)
+        }));
+        self.computed(session).await?;
+        let engine = self.idle()?;
+        let ready = engine.ready()?;
+        let trainer = engine.trainer()?;
+        session
+            .publish(trainer.version(), &trainer.adapter_bytes())
+            .await?;
+        info!(version = %trainer.version().short(), "ready");
+        session.send(Message::Ready(ready)).await
+    }
+
+    fn load(&mut self, spec: &RunSpec) {
+        self.activity.set(0, 0);
+        let spec = spec.clone();
+        let (device, state_dir) = (self.options.device.clone(), self.options.state_dir.clone());
+        self.work = Work::Loading(spawn_blocking(move || {
+            Engine::load(spec, &device, state_dir.as_deref())
+        }));
+    }
+
+    /// Trains, checkpoints, publishes, and sends the result.
+    async fn learn(&mut self, session: &mut Session, batch: Batch) -> Result<(), End> {
+        let Work::Idle(engine) = std::mem::replace(&mut self.work, Work::Nothing) else {
+            return Err(LearnerError::Thread("it is gone".to_owned()).into());
+        };
+        self.activity.set(LEARNING, batch.version.step + 1);
+        let (mut engine, activity) = (*engine, self.activity.clone());
+        self.work = Work::Busy(spawn_blocking(move || {
+            let outcome = engine.step(&batch, &activity.progress);
+            (engine, outcome)
+        }));
+        self.computed(session).await?;
+        let engine = self.idle()?;
+        let started = Instant::now();
+        let trainer = engine.trainer()?;
+        session
+            .publish(trainer.version(), &trainer.adapter_bytes())
+            .await?;
+        engine.note_seconds(0.0, started.elapsed().as_secs_f64());
+        let Some(result) = engine.result() else {
+            return Ok(());
+        };
+        session.send(Message::StepResult(result)).await
+    }
+
+    /// Waits for the computing thread, with an ear for the coordinator: when the connection is
+    /// lost it computes on, and the next connection waits for it.
+    async fn computed(&mut self, session: &mut Session) -> Result<(), End> {
+        let outcome = tokio::select! {
+            outcome = self.work.done() => outcome,
+            end = session.interruption() => return Err(end),
+        };
+        match outcome {
+            Ok((engine, outcome)) => {
+                let step = engine.trainer().map_or(0, |trainer| trainer.version().step);
+                self.activity.set(IDLE, step);
+                self.work = Work::Idle(Box::new(engine));
+                match outcome {
+                    Err(EngineError::Train(TrainError::Cancelled)) => {
+                        Err(End::Stopped("the step was called off".to_owned()))
+                    }
+                    outcome => Ok(outcome?),
+                }
+            }
+            Err(error) => {
+                self.work = Work::Nothing;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn idle(&mut self) -> Result<&mut Engine, LearnerError> {
+        match &mut self.work {
+            Work::Idle(engine) => Ok(engine),
+            _ => Err(LearnerError::Thread("it is gone".to_owned())),
+        }
+    }
+}
+
+impl Work {
+    /// The engine, once it has computed what it is at. Safe to be dropped half-way.
+    async fn done(&mut self) -> Result<Done, LearnerError> {
+        match self {
+            Self::Loading(task) => Ok((Pin::new(task).await.map_err(thread_died)??, Ok(()))),
+            Self::Busy(task) => Pin::new(task).await.map_err(thread_died),
+            Self::Nothing | Self::Idle(_) => Err(LearnerError::Thread(
+                "there is nothing to wait for".to_owned(),
+            )),
+        }
+    }
+}
+
+impl Session {
+    async fn next(&mut self) -> Result<Command, End> {
+        match self.incoming.message().await {
+            Ok(Some(LearnerCommand {
+                command: Some(command),
+            })) => Ok(command),
+            Ok(Some(_)) => Err(End::Lost("a command of an unknown kind came".to_owned())),
+            Ok(None) => Err(End::Lost("the coordinator closed the stream".to_owned())),
+            Err(status) => Err(broken(&self.url, status)),
+        }
+    }
+
+    /// What the coordinator says while the learner computes: only Stop is in order.
+    async fn interruption(&mut self) -> End {
+        match self.next().await {
+            Ok(Command::Stop(stop)) => End::Stopped(stop.reason),
+            Ok(_) => End::Lost("a command came before the last one was done".to_owned()),
+            Err(end) => end,
+        }
+    }
+
+    async fn send(&self, message: Message) -> Result<(), End> {
+        let sending = self.outgoing.send(LearnerMessage {
+            message: Some(message),
+        });
+        match timeout(SEND_DEADLINE, sending).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Lost("the stream to the coordinator closed".to_owned())),
+            Err(_) => Err(End::Lost("the coordinator reads no messages".to_owned())),
+        }
+    }
+
+    async fn refuse(&self, step: u64, error: BatchError) -> Result<(), End> {
+        warn!(step, %error, "refusing the batch");
+        self.send(Message::BatchRefused(BatchRefused {
+            step,
+            error: error.to_string(),
+        }))
+        .await
+    }
+
+    async fn publish(&self, version: &PolicyVersion, bytes: &[u8]) -> Result<(), End> {
+        match self.transport.publish(version, bytes).await {
+            Ok(()) => Ok(()),
+            Err(error @ (TransportError::GaveUp { .. } | TransportError::BadChunk { .. })) => {
+                Err(End::Lost(error.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Heartbeats from now on, whatever else this session waits for.
+    fn beat(&mut self, every_ms: u32, activity: Arc<Activity>) {
+        let (least, most) = HEARTBEAT_MS;
+        let every = if every_ms == 0 {
+            1000
+        } else {
+            every_ms.clamp(least, most)
+        };
+        let outgoing = self.outgoing.clone();
+        let task = tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_millis(every.into()));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let message = Some(Message::Heartbeat(activity.heartbeat()));
+                if outgoing.send(LearnerMessage { message }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.heartbeats = Some(task.abort_handle());
+    }
+
+    /// Gives the last message time to arrive: the coordinator ends the stream when it has it.
+    async fn farewell(&mut self) {
+        let _ = timeout(FAREWELL_DEADLINE, async {
+            while let Ok(Some(_)) = self.incoming.message().await {}
+        })
+        .await;
+    }
+}
+
+/// A stream that ended with a status: refused for good, or lost.
+fn broken(url: &str, status: Status) -> End {
+    match status.code() {
+        Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::InvalidArgument
+        | Code::Unimplemented => End::Failed(LearnerError::Refused {
+            url: url.to_owned(),
+            status: Box::new(status),
+        }),
+        _ => End::Lost(status.to_string()),
+    }
+}
+
+fn outside(what: &str) -> BatchError {
+    BatchError::OutsideStep {
+        what: what.to_owned(),
+    }
+}
+
+fn thread_died(error: tokio::task::JoinError) -> LearnerError {
+    LearnerError::Thread(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;
