@@ -18,14 +18,15 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// `quiet`: shows nothing. Without a terminal there are lines and no bar.
-    pub(crate) fn new(quiet: bool) -> Self {
+    /// `quiet`: shows nothing. Without a terminal there are lines and no bar. `steps`: how many the
+    /// run has, 0 where that is not known yet.
+    pub(crate) fn new(quiet: bool, steps: u64) -> Self {
         let bar = (!quiet).then(|| {
             if !std::io::stderr().is_terminal() {
                 return ProgressBar::hidden();
             }
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}");
-            let bar = ProgressBar::new(0);
+            let bar = ProgressBar::new(steps.max(1));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(500));
             bar

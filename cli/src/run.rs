@@ -48,7 +48,7 @@ struct Report {
 pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.sets)?;
     let log = logging::to_run_log();
-    let progress = Progress::new(args.json);
+    let progress = Progress::new(args.json, config.run.steps);
     progress.say(&format!(
         "run {}: {} steps, {} prompts x {} completions each, {}",
         config.run.name,
@@ -194,12 +194,14 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
             summary.tokens,
             words::dollars(summary.cost_usd)
         );
-        println!(
-            "Accuracy on {} held-out problems: {} before, {} after",
-            config.eval_problems(),
-            percent(summary.accuracy_before),
-            percent(summary.accuracy_after)
-        );
+        if config.eval_problems() > 0 {
+            println!(
+                "Accuracy on {} held-out problems: {} before, {} after",
+                config.eval_problems(),
+                percent(summary.accuracy_before),
+                percent(summary.accuracy_after)
+            );
+        }
     }
     if let Some(adapter) = &summary.adapter {
         let question = if config.data.source.starts_with("arithmetic:") {

@@ -70,7 +70,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     // coordinator that is gone.
     let request = Request::new(v1::WatchStatusRequest { interval_ms: 1000 });
     let mut stream = client.watch_status(request).await?.into_inner();
-    let mut progress = Progress::new(args.json);
+    let mut progress = Progress::new(args.json, 0);
     let mut first = true;
     while let Some(status) = stream.message().await? {
         if args.json {
