@@ -35,9 +35,11 @@ pub(crate) struct Agreement {
 impl Agreement {
     /// Refuses differences beyond the tolerances.
     pub(crate) fn require(&self) -> Result<()> {
-        let logprobs = self.forward.max(self.decode);
-        // Not `>`: NaN must fail too.
-        if logprobs <= LOGPROB_TOLERANCE && self.gradient <= GRADIENT_TOLERANCE {
+        // By `<=`, so that NaN fails.
+        if self.forward <= LOGPROB_TOLERANCE
+            && self.decode <= LOGPROB_TOLERANCE
+            && self.gradient <= GRADIENT_TOLERANCE
+        {
             return Ok(());
         }
         Err(BenchError::Other(format!(
@@ -92,10 +94,14 @@ pub(crate) fn compare(like: &ModelConfig, device: &Device) -> Result<Agreement> 
 /// The largest difference; NaN when there is any.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     let each = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-    let worst = each.fold(
-        0.0,
-        |worst: f64, d| if d.is_nan() { d } else { worst.max(d) },
-    );
+    // `max` would pass over NaN.
+    let worst = each.fold(0.0, |worst: f64, d| {
+        if d <= worst || worst.is_nan() {
+            worst
+        } else {
+            d
+        }
+    });
     if a.len() == b.len() { worst } else { f64::NAN }
 }
 
