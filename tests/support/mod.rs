@@ -18,10 +18,10 @@ use tina_proto::{
 };
 
 /// The longest that any one wait of a test may take.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A folder with a tiny model, problems and a config; runs go under it.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
 }
 
@@ -33,7 +33,7 @@ fn alphabet() -> Vec<String> {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bench = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -46,7 +46,7 @@ impl Bench {
         bench
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -101,7 +101,7 @@ impl Bench {
     }
 
     /// `tina up run.toml` with a run of this name.
-    pub fn up(&self, name: &str, more: &[&str]) -> Up {
+    pub(crate) fn up(&self, name: &str, more: &[&str]) -> Up {
         let mut command = tina();
         command
             .current_dir(self.folder.path())
@@ -121,7 +121,7 @@ impl Bench {
     }
 
     /// The adapter file that a run ended with.
-    pub fn final_adapter(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn final_adapter(&self, name: &str) -> Vec<u8> {
         let latest = self.path("runs").join(name).join("adapters/latest");
         fs::read(latest.join("adapter_model.safetensors")).unwrap()
     }
@@ -130,7 +130,7 @@ impl Bench {
 const CONFIG: &str = r#"
 [run]
 seed = 5
-steps = 6
+steps = 40
 dir = "runs"
 
 [model]
@@ -146,18 +146,18 @@ held_out = 4
 
 [sampling]
 temperature = 1.0
-max_tokens = 6
+max_tokens = 12
 
 [[reward]]
 kind = "format"
-pattern = "[a-m]"
+pattern = "[a-d]"
 
 [algorithm]
-prompts_per_step = 4
-completions_per_prompt = 6
+prompts_per_step = 8
+completions_per_prompt = 8
 
 [learner]
-lr = 5e-3
+lr = 2e-2
 micro_batch_tokens = 128
 
 [rollout]
@@ -166,14 +166,14 @@ slots = 16
 
 [eval]
 problems = 4
-max_tokens = 6
+max_tokens = 12
 
 [cluster]
 listen = "127.0.0.1:0"
 "#;
 
 /// The binary under test.
-pub fn tina() -> Command {
+pub(crate) fn tina() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tina"));
     // Two roles and several tests share few cores.
     command
@@ -184,22 +184,22 @@ pub fn tina() -> Command {
 }
 
 /// A running `tina up`.
-pub struct Up {
+pub(crate) struct Up {
     child: Child,
     streams: Option<(thread::JoinHandle<String>, thread::JoinHandle<String>)>,
     run: PathBuf,
 }
 
 /// How a run ended.
-pub struct Ended {
-    pub success: bool,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
     /// The JSON object that stands on the last line.
-    pub fn summary(&self) -> Value {
+    pub(crate) fn summary(&self) -> Value {
         assert!(
             self.success,
             "tina failed:\n{}\n{}",
@@ -212,7 +212,7 @@ impl Ended {
 
 impl Up {
     /// The coordinator's address, once it is listening.
-    pub fn address(&mut self) -> String {
+    pub(crate) fn address(&mut self) -> String {
         let file = self.run.join("coordinator.addr");
         let mut found = String::new();
         self.wait("the coordinator's address", |_| {
@@ -226,7 +226,7 @@ impl Up {
     }
 
     /// What the run says of itself, when it answers.
-    pub fn status(&mut self) -> Option<RunStatus> {
+    pub(crate) fn status(&mut self) -> Option<RunStatus> {
         let address = self.address();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -249,7 +249,7 @@ impl Up {
     }
 
     /// Waits until the run has done `step` steps.
-    pub fn wait_for_step(&mut self, step: u64) -> RunStatus {
+    pub(crate) fn wait_for_step(&mut self, step: u64) -> RunStatus {
         let mut seen = None;
         self.wait(&format!("step {step}"), |up| {
             seen = up.status().filter(|status| status.step >= step);
@@ -271,7 +271,7 @@ impl Up {
     }
 
     /// Process ids of the role (`rollout-worker` or `learner`) that this run started.
-    pub fn pids(&self, role: &str) -> Vec<u32> {
+    pub(crate) fn pids(&self, role: &str) -> Vec<u32> {
         let parent = self.child.id();
         let mut found: Vec<u32> = fs::read_dir("/proc")
             .unwrap()
@@ -284,19 +284,19 @@ impl Up {
     }
 
     /// Kills a role's processes as the kernel would for want of memory.
-    pub fn kill(&self, role: &str) {
+    pub(crate) fn kill(&self, role: &str) {
         let pids = self.pids(role);
         assert!(!pids.is_empty(), "no {role} runs");
         pids.iter().for_each(|pid| signal(*pid, "KILL"));
     }
 
     /// Sends a signal to `tina up` itself.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
 
     /// Waits for the end.
-    pub fn finish(mut self) -> Ended {
+    pub(crate) fn finish(mut self) -> Ended {
         let start = Instant::now();
         let exit = loop {
             if let Some(exit) = self.child.try_wait().unwrap() {
