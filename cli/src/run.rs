@@ -82,6 +82,8 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
         Ok(summary) => {
             if !args.json {
                 tell(&summary, &config);
+            } else if summary.stopped_early {
+                eprintln!("Stopped early. Go on with: {}", resume_command());
             }
             println!("{}", serde_json::to_string(&report(summary))?);
             Ok(())
@@ -91,7 +93,7 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
                 error,
                 CoordinatorError::Failed { steps: 1.., .. } | CoordinatorError::Interrupted { .. }
             );
-            if kept && !args.json {
+            if kept {
                 eprintln!("Go on with: {}", resume_command());
             }
             Err(error.into())
