@@ -55,6 +55,9 @@ pub(crate) struct Step {
     /// Of the learner's time.
     pub(crate) forward: f64,
     pub(crate) backward: f64,
+    pub(crate) optimizer: f64,
+    pub(crate) checkpoint: f64,
+    pub(crate) publish: f64,
     pub(crate) tokens_sampled: u64,
     pub(crate) completions: u64,
     /// Completions that went through the backward pass.
@@ -319,6 +322,9 @@ fn step(record: &StepRecord, took: Duration) -> Step {
         coordinator: record.seconds_coordinator,
         forward: learner.seconds_forward,
         backward: learner.seconds_backward,
+        optimizer: learner.seconds_optimizer,
+        checkpoint: learner.seconds_checkpoint,
+        publish: learner.seconds_publish,
         tokens_sampled: record.tokens_sampled,
         completions: (record.tokens_sampled as f64 / mean).round() as u64,
         completions_trained: learner.completions_trained,

@@ -235,14 +235,47 @@ fn work(results: &Results, prompts: f64) -> Work {
     }
 }
 
+/// The table: our column first, then one for each peer.
+struct Report<'a> {
+    results: &'a Results,
+    table: Table,
+}
+
+impl Report<'_> {
+    fn row(&mut self, name: &str, ours: f64, peer: impl Fn(&PeerColumn) -> Option<f64>) {
+        let cells = std::iter::once(Some(ours)).chain(self.results.peers.iter().map(peer));
+        self.table
+            .row(name, cells.map(|cell| cell.map(figure).unwrap_or_default()));
+    }
+
+    /// A figure of steps that both have.
+    fn both(&mut self, name: &str, ours: impl Fn(&Step) -> f64, peer: impl Fn(&PeerStep) -> f64) {
+        self.row(name, self.results.median(ours), |column| {
+            Some(column.median(&peer))
+        });
+    }
+
+    /// A figure of our steps.
+    fn ours(&mut self, name: &str, figure: impl Fn(&Step) -> f64) {
+        self.only(name, self.results.median(figure));
+    }
+
+    /// A figure that the peer has none of.
+    fn only(&mut self, name: &str, figure: f64) {
+        self.row(name, figure, |_| None);
+    }
+}
+
 fn print(results: &Results) {
-    let device = results.ours.first().map_or("", |run| run.device.as_str());
+    let (device, numerics) = match results.ours.first() {
+        Some(run) => (run.device.as_str(), run.numerics.as_str()),
+        None => ("", ""),
+    };
     println!(
         "\nOne GRPO step on {} threads ({device}); medians of {} steps",
         results.threads,
         results.steps().count()
     );
-    let numerics = results.ours.first().map_or("", |run| run.numerics.as_str());
     let mut heads = vec![String::new(), format!("tina {numerics}")];
     for column in &results.peers {
         let malloc = column
@@ -251,108 +284,72 @@ fn print(results: &Results) {
             .map_or("", |run| run.report.malloc.as_str());
         heads.push(format!("TRL {} ({malloc})", column.dtype));
     }
-    let mut table = Table::new(heads.iter().map(String::as_str));
-    let mut row = |name: &str, ours: Option<f64>, peer: &dyn Fn(&PeerColumn) -> Option<f64>| {
-        let cells = std::iter::once(ours).chain(results.peers.iter().map(peer));
-        table.row(name, cells.map(|cell| cell.map(figure).unwrap_or_default()));
-    };
+    let table = Table::new(heads.iter().map(String::as_str));
+    let mut report = Report { results, table };
+
     let seconds = results.median(|s| s.seconds);
-    row("step, s", Some(seconds), &|c| Some(c.median(|s| s.seconds)));
-    row("  as a share of tina's", Some(1.0), &|c| {
+    report.both("step, s", |s| s.seconds, |s| s.seconds);
+    report.row("  tina's is 1", 1.0, |c| {
         Some(c.median(|s| s.seconds) / seconds)
     });
-    row("  sample, s", Some(results.median(|s| s.sample)), &|c| {
-        Some(c.median(|s| s.sample))
+    report.both("  sample, s", |s| s.sample, |s| s.sample);
+    report.both("  score, s", |s| s.score, |s| s.score);
+    report.both("  learn, s", |s| s.learn, |s| s.learn);
+    report.ours("    forward, s", |s| s.forward);
+    report.ours("    backward, s", |s| s.backward);
+    report.ours("    optimiser, s", |s| s.optimizer);
+    report.ours("    checkpoint and publishing, s", |s| {
+        s.checkpoint + s.publish
     });
-    row("  score, s", Some(results.median(|s| s.score)), &|c| {
-        Some(c.median(|s| s.score))
+    report.ours("  sync, s", |s| s.sync);
+    report.ours("coordinator's own work, s", |s| s.coordinator);
+    report.ours("all but sampling and learning, %", |s| {
+        100.0 * (s.seconds - s.sample - s.learn).max(0.0) / s.seconds
     });
-    row("  learn, s", Some(results.median(|s| s.learn)), &|c| {
-        Some(c.median(|s| s.learn))
-    });
-    row(
-        "    forward, s",
-        Some(results.median(|s| s.forward)),
-        &|_| None,
-    );
-    row(
-        "    backward, s",
-        Some(results.median(|s| s.backward)),
-        &|_| None,
-    );
-    row("  sync, s", Some(results.median(|s| s.sync)), &|_| None);
-    row(
-        "coordinator's own work, s",
-        Some(results.median(|s| s.coordinator)),
-        &|_| None,
-    );
-    let other = |s: &Step| 100.0 * (s.seconds - s.sample - s.learn).max(0.0) / s.seconds;
-    row(
-        "all but sampling and learning, %",
-        Some(results.median(other)),
-        &|_| None,
-    );
-    row(
+    report.both(
         "tokens sampled",
-        Some(results.median(|s| s.tokens_sampled as f64)),
-        &|c| Some(c.median(|s| s.tokens_sampled as f64)),
+        |s| s.tokens_sampled as f64,
+        |s| s.tokens_sampled as f64,
     );
-    let trained = |s: &Step| f64::from(s.completions_trained);
-    row(
-        "completions through backward",
-        Some(results.median(trained)),
-        &|_| None,
-    );
-    let ours = results.ours.iter().map(|run| run.memory.peak_together_mib);
-    row(
-        "peak memory, all processes, MiB",
-        Some(median(ours)),
-        &|c| {
-            Some(median(
-                c.runs.iter().map(|run| run.memory.peak_together_mib),
-            ))
-        },
-    );
+    report.ours("completions through backward", |s| {
+        f64::from(s.completions_trained)
+    });
+
+    let together = median(results.ours.iter().map(|run| run.memory.peak_together_mib));
+    report.row("peak memory, all processes, MiB", together, |column| {
+        Some(median(
+            column.runs.iter().map(|run| run.memory.peak_together_mib),
+        ))
+    });
     for role in ["coordinator", "rollout-worker", "learner"] {
         let peaks = results
             .ours
             .iter()
             .filter_map(|run| run.memory.peak_by_role_mib.get(role));
-        row(
-            &format!("  {role}, MiB"),
-            Some(median(peaks.copied())),
-            &|_| None,
-        );
+        report.only(&format!("  {role}, MiB"), median(peaks.copied()));
     }
     let start = median(results.ours.iter().map(|run| run.start_seconds));
-    row("start to first step, s", Some(start), &|c| {
-        Some(median(c.runs.iter().map(|run| run.report.start_seconds)))
+    report.row("start to first step, s", start, |column| {
+        Some(median(
+            column.runs.iter().map(|run| run.report.start_seconds),
+        ))
     });
     let first = median(results.first_token_seconds.iter().copied());
-    row("start to first sampled token, s", Some(first), &|_| None);
+    report.only("start to first sampled token, s", first);
     let diff = results
         .steps()
         .map(|s| s.logprob_diff_max)
         .fold(0.0, f64::max);
-    row(
-        "worker to learner, largest |log-prob difference|",
-        Some(diff),
-        &|_| None,
-    );
+    report.only("worker to learner, largest |log-prob difference|", diff);
     let gflop = results.floor.total_gflop();
-    row("floor, GFLOP", Some(gflop), &|_| None);
-    row("  reached, GFLOP/s", Some(gflop / seconds), &|_| None);
+    report.only("floor, GFLOP", gflop);
+    report.only("  reached, GFLOP/s", gflop / seconds);
     if let Some(peak) = results.peak_gflops {
-        row(
-            "floor at the machine's peak, s",
-            Some(gflop / peak),
-            &|_| None,
-        );
+        report.only("floor at the machine's peak, s", gflop / peak);
     }
-    print!("{table}");
+    print!("{}", report.table);
     for column in &results.peers {
-        if let Some(run) = column.runs.first() {
-            let PeerRun { report, .. } = run;
+        if let Some(PeerRun { report, .. }) = column.runs.first() {
             println!(
                 "TRL {}: {}; {} threads",
                 column.dtype, report.versions, report.threads
