@@ -214,7 +214,7 @@ section! {
         /// Most tokens of one forward and backward pass; a longer sequence goes alone. The gradient
         /// does not depend on it.
         #[unit = "tokens"]
-        micro_batch_tokens: u32 = 4096;
+        micro_batch_tokens: u32 = 1024;
         /// Keep only each layer's input, and compute the layer again in the backward pass: less
         /// memory, more time.
         recompute: bool = false;
