@@ -290,3 +290,58 @@ fn a_run_that_nobody_joins_says_what_it_waits_for() {
     let error = coordinator.finish().unwrap_err().to_string();
     assert!(error.contains("waiting for a learner"), "{error}");
 }
+
+#[test]
+fn with_a_certificate_only_tls_answers_and_reflection_tells_the_services() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let tls = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/tls");
+    let [cert, key] = ["cert", "key"].map(|name| {
+        format!(
+            "cluster.tls_{name}=\"{}\"",
+            tls.join(name).with_extension("pem").display()
+        )
+    });
+    let (address, mut bound) = tokio::sync::watch::channel(String::new());
+    let coordinator = Coordinator::start(config(folder.path(), &[&cert, &key]), false, &address);
+    let services = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        bound.wait_for(|address| !address.is_empty()).await.unwrap();
+        let mut options = options(&address.borrow());
+        let plain = client::connect(&options).await;
+        if let Ok(channel) = plain {
+            let auth = options.interceptor().unwrap();
+            client::status_client(channel, auth)
+                .get_status(StatusRequest {})
+                .await
+                .unwrap_err();
+        }
+        options.url = options.url.replace("http://", "https://");
+        options.ca_pem = Some(std::fs::read(tls.join("cert.pem")).unwrap());
+        let channel = client::connect(&options).await.unwrap();
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut answers = ServerReflectionClient::new(channel)
+            .server_reflection_info(tokio_stream::iter([request]))
+            .await
+            .unwrap()
+            .into_inner();
+        match answers.message().await.unwrap().unwrap().message_response {
+            Some(MessageResponse::ListServicesResponse(list)) => list.service,
+            other => panic!("{other:?}"),
+        }
+    });
+    for name in ["Rollouts", "Learning", "Adapters", "Status", "Control"] {
+        let name = format!("tina.v1.{name}");
+        assert!(
+            services.iter().any(|service| service.name == name),
+            "{services:?}"
+        );
+    }
+    coordinator.shutdown.send(1).unwrap();
+    assert!(coordinator.finish().unwrap().stopped_early);
+}

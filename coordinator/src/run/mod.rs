@@ -1,11 +1,12 @@
 //! A run, from config to summary.
 //!
 //! - [`run()`]: sets everything up, keeps the run going, takes everything down.
-//! - `folder`: the run's folder. `prompts`: what each round asks. `shell`: the task that owns the
-//!   scheduler. `adapters`: adapters on disk.
+//! - `folder`: the run's folder. `prompts`: what each round asks. `adapters`: adapters on disk.
+//! - `shell`: the task that owns the scheduler. `obey`: its commands, done.
 
 mod adapters;
 mod folder;
+mod obey;
 mod prompts;
 mod shell;
 

@@ -15,11 +15,7 @@ use tina_proto::v1::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    CoordinatorError, RunEvent, RunSummary,
-    adapters::Shelf,
-    best_step,
-    folder::Folder,
-    prompts::{self, Prompts},
+    CoordinatorError, RunEvent, RunSummary, adapters::Shelf, folder::Folder, prompts::Prompts,
     worker_id,
 };
 use crate::{
@@ -27,11 +23,11 @@ use crate::{
     journal::{Counters, Journal, Write},
     scheduler::{
         Scheduler,
-        types::{Command, Event, RoundId, SampleId, Scored, Session, Version},
+        types::{Event, RoundId, SampleId, Scored, Session, Version},
     },
     scoring::Scorer,
     services::{Inbound, Outbox, Shared},
-    status::{History, eval_record, step_record},
+    status::History,
     supervise::GaveUp,
 };
 
@@ -80,19 +76,19 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Shell {
-    parts: Parts,
-    workers: HashMap<Session, Outbox<WorkerCommand>>,
-    learner: Option<(Session, Outbox<LearnerCommand>)>,
+    pub(super) parts: Parts,
+    pub(super) workers: HashMap<Session, Outbox<WorkerCommand>>,
+    pub(super) learner: Option<(Session, Outbox<LearnerCommand>)>,
     /// Waiting to be scored, all in one go.
-    unscored: Vec<(Arc<str>, v1::Completion, RoundId, u32)>,
-    outcome: Option<Outcome>,
+    pub(super) unscored: Vec<(Arc<str>, v1::Completion, RoundId, u32)>,
+    pub(super) outcome: Option<Outcome>,
     /// The coordinator's own work in this process: here, and (in nanoseconds) in helpers.
     busy: Duration,
-    busy_elsewhere: Arc<AtomicU64>,
-    tokens_trained: u64,
+    pub(super) busy_elsewhere: Arc<AtomicU64>,
+    pub(super) tokens_trained: u64,
     /// The coordinator's work up to the last step.
-    coordinator_before: Duration,
-    saved: Option<Version>,
+    pub(super) coordinator_before: Duration,
+    pub(super) saved: Option<Version>,
     reported: (Instant, i32, u64),
 }
 
@@ -258,7 +254,7 @@ impl Shell {
             .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    fn fail(&mut self, reason: String) {
+    pub(super) fn fail(&mut self, reason: String) {
         let mut commands = Vec::new();
         self.parts.scheduler.fail(reason, &mut commands);
         let mut follow = VecDeque::new();
@@ -288,292 +284,7 @@ impl Shell {
         }
     }
 
-    /// Sends a worker a command; if that can't be, what follows.
-    fn command(&mut self, session: Session, command: worker_command::Command) -> Option<Event> {
-        let outbox = self.workers.get(&session)?;
-        if outbox.send(WorkerCommand {
-            command: Some(command),
-        }) {
-            return None;
-        }
-        let reason = "it doesn't read its commands".to_owned();
-        if let Some(outbox) = self.workers.remove(&session) {
-            outbox.close(&reason);
-        }
-        Some(Event::WorkerLost { session, reason })
-    }
-
-    fn tell_learner(
-        &mut self,
-        session: Session,
-        commands: impl IntoIterator<Item = learner_command::Command>,
-    ) -> Option<Event> {
-        let (_, outbox) = self
-            .learner
-            .as_ref()
-            .filter(|learner| learner.0 == session)?;
-        let sent = commands.into_iter().all(|command| {
-            outbox.send(LearnerCommand {
-                command: Some(command),
-            })
-        });
-        if sent {
-            return None;
-        }
-        let reason = "it doesn't read its commands".to_owned();
-        if let Some((_, outbox)) = self.learner.take() {
-            outbox.close(&reason);
-        }
-        Some(Event::LearnerLost { session, reason })
-    }
-
-    fn obey(
-        &mut self,
-        command: Command,
-        before: &mut Option<(Session, Outbox<LearnerCommand>)>,
-        follow: &mut VecDeque<Event>,
-    ) {
-        match command {
-            Command::RecordStart {
-                version,
-                model_digest,
-            } => {
-                self.parts.journal.write(Write::Start {
-                    version,
-                    model_digest,
-                });
-            }
-            Command::LoadAdapter { session, version } => {
-                let held = self.parts.shared.adapters.get(&version.digest);
-                let bytes = held.map_or(0, |(_, bytes)| bytes.len() as u64);
-                let load = v1::LoadAdapter {
-                    version: Some(version.to_wire()),
-                    bytes,
-                };
-                follow.extend(self.command(session, worker_command::Command::LoadAdapter(load)));
-            }
-            Command::Sample {
-                session,
-                group,
-                indices,
-                version,
-            } => {
-                follow.extend(self.send_sample(session, group, indices, version));
-            }
-            Command::Cancel {
-                session,
-                group,
-                indices,
-            } => {
-                let cancel = v1::Cancel {
-                    group_id: group,
-                    sample_indices: indices,
-                };
-                follow.extend(self.command(session, worker_command::Command::Cancel(cancel)));
-            }
-            Command::Ack { session, sample } => {
-                let ack = v1::CompletionAck {
-                    group_id: sample.group,
-                    sample_index: sample.index,
-                };
-                follow.extend(self.command(session, worker_command::Command::CompletionAck(ack)));
-            }
-            Command::CloseWorker { session, reason } => {
-                if let Some(outbox) = self.workers.remove(&session) {
-                    outbox.close(&reason);
-                }
-            }
-            Command::CloseLearner { session, reason } => {
-                for place in [before, &mut self.learner] {
-                    if let Some((_, outbox)) = place.take_if(|learner| learner.0 == session) {
-                        outbox.close(&reason);
-                    }
-                }
-            }
-            Command::WelcomeLearner { session, resume } => {
-                let welcome = v1::LearnerWelcome {
-                    spec: Some(self.parts.shared.spec.clone()),
-                    resume: resume.map(Version::to_wire),
-                    heartbeat_ms: self.parts.shared.heartbeat_ms,
-                };
-                let welcome = learner_command::Command::Welcome(welcome);
-                follow.extend(self.tell_learner(session, [welcome]));
-            }
-            Command::Score { worker, completion } => {
-                let (round, index) = RoundId::of_group(completion.group_id);
-                self.unscored.push((worker, completion, round, index));
-            }
-            Command::Record(scored) => self.parts.journal.write(Write::Completion(scored)),
-            Command::SendBatch {
-                session,
-                version,
-                groups,
-            } => {
-                let round = RoundId::train(version.step + 1);
-                follow.extend(self.send_batch(session, version, round, &groups));
-            }
-            Command::ReplayBatch { session, version } => {
-                let (journal, notes) = (self.parts.journal.clone(), self.parts.notes.clone());
-                tokio::spawn(async move {
-                    let batch = journal.batch(RoundId::train(version.step + 1)).await;
-                    let _ = notes.send(match batch {
-                        Ok(batch) => Note::Replay(session, version, batch),
-                        Err(error) => Note::Failed(error.to_string()),
-                    });
-                });
-            }
-            Command::RecordStep(done) => {
-                self.tokens_trained += done.metrics.tokens_trained;
-                let counters = self.counters();
-                let own = counters.coordinator.saturating_sub(self.coordinator_before);
-                self.coordinator_before = counters.coordinator;
-                let record = step_record(&done, own, self.cost(&counters));
-                self.parts.history.step(record.clone());
-                let record = Box::new(record);
-                self.tell(RunEvent::Step(record.clone()));
-                self.parts.journal.write(Write::Step { record, counters });
-            }
-            Command::RecordEval(done) => {
-                let (record, counters) = (eval_record(&done), self.counters());
-                self.parts.history.eval(record);
-                self.parts.journal.write(Write::Eval { record, counters });
-                if let Some(step) = best_step(&self.parts.history.evals) {
-                    self.parts.shelf.best(step);
-                }
-                self.tell(RunEvent::Eval(record));
-            }
-            Command::Rollback { version } => {
-                self.parts.journal.write(Write::Rollback(version));
-                self.parts.history.roll_back(version.step);
-                self.parts.shelf.roll_back(version.step);
-            }
-            Command::Warn(text) => self.warn(text),
-            Command::Finish { stopped_early } => {
-                self.outcome = Some(Outcome::Finished { stopped_early });
-            }
-            Command::Fail { reason } => self.outcome = Some(Outcome::Failed(reason)),
-        }
-    }
-
-    fn warn(&self, text: String) {
-        tracing::warn!("{text}");
-        self.tell(RunEvent::Note(text));
-    }
-
-    fn tell(&self, event: RunEvent) {
-        let _ = self.parts.events.send(event); // nobody has to listen
-    }
-
-    /// A round's prompts; the first time they are journaled.
-    fn prompts(&mut self, round: RoundId) -> Arc<[Arc<crate::data::Prompt>]> {
-        let (prompts, fresh) = self.parts.prompts.of(round);
-        if fresh {
-            self.parts
-                .journal
-                .write(Write::Prompts(prompts::rows(round, &prompts)));
-        }
-        prompts
-    }
-
-    fn send_sample(
-        &mut self,
-        session: Session,
-        group: u64,
-        indices: Vec<u32>,
-        version: Version,
-    ) -> Option<Event> {
-        let (round, index) = RoundId::of_group(group);
-        let prompts = self.prompts(round);
-        let Some(prompt) = prompts.get(index as usize) else {
-            self.fail(format!("{round:?} has no prompt {index}"));
-            return None;
-        };
-        let sample = v1::Sample {
-            group_id: group,
-            prompt_tokens: prompt.tokens.clone(),
-            sample_indices: indices,
-            prompt_key: prompts::key(group, prompt),
-            params: Some(self.parts.prompts.params(round).clone()),
-            version: Some(version.to_wire()),
-        };
-        self.command(session, worker_command::Command::Sample(sample))
-    }
-
-    fn send_batch(
-        &mut self,
-        session: Session,
-        version: Version,
-        round: RoundId,
-        groups: &[Vec<Arc<Scored>>],
-    ) -> Option<Event> {
-        let prompts = self.prompts(round);
-        let step = version.step + 1;
-        let begin = v1::BeginStep {
-            version: Some(version.to_wire()),
-            groups: groups.len() as u32,
-        };
-        let params = self.parts.prompts.params(round).clone();
-        let group = |(prompt, group): (&Arc<crate::data::Prompt>, &Vec<Arc<Scored>>)| {
-            let completion = |scored: &Arc<Scored>| v1::TrainingCompletion {
-                completion: Some(scored.completion.clone()),
-                reward: scored.reward,
-                judged: scored.judged,
-            };
-            learner_command::Command::Group(v1::TrainingGroup {
-                group_id: group.first().map_or(0, |scored| scored.completion.group_id),
-                prompt_tokens: prompt.tokens.clone(),
-                completions: group.iter().map(completion).collect(),
-                params: Some(params.clone()),
-            })
-        };
-        let commands = std::iter::once(learner_command::Command::BeginStep(begin))
-            .chain(prompts.iter().zip(groups).map(group))
-            .chain([learner_command::Command::EndStep(v1::EndStep { step })]);
-        self.tell_learner(session, commands)
-    }
-
-    /// Scores what waits, beside the loop.
-    fn score(&mut self) {
-        if self.unscored.is_empty() {
-            return;
-        }
-        let waiting = std::mem::take(&mut self.unscored);
-        let with_gold: Vec<_> = waiting
-            .into_iter()
-            .map(|(worker, completion, round, index)| {
-                let prompt = self.prompts(round).get(index as usize).cloned();
-                (worker, completion, prompt)
-            })
-            .collect();
-        let (scorer, notes) = (self.parts.scorer.clone(), self.parts.notes.clone());
-        let busy = self.busy_elsewhere.clone();
-        tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let all = with_gold
-                .into_iter()
-                .map(|(worker, completion, prompt)| {
-                    let gold = prompt.as_ref().map_or("", |prompt| &prompt.gold);
-                    scorer.score(worker, completion, gold)
-                })
-                .collect();
-            busy.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            let _ = notes.send(Note::Scored(all));
-        });
-    }
-
-    /// Puts the policy's adapter on disk when it is new.
-    fn save_adapter(&mut self) {
-        let policy = self.parts.scheduler.policy();
-        if let Some(version) = policy.filter(|version| version.step > 0)
-            && self.saved != policy
-            && let Some((_, bytes)) = self.parts.shared.adapters.get(&version.digest)
-        {
-            self.parts.shelf.save(version.step, bytes);
-            self.saved = policy;
-        }
-    }
-
-    fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> Counters {
         let (base, scheduler) = (&self.parts.base, &self.parts.scheduler);
         let (learner_wait, rollout_wait) = scheduler.waits();
         let elsewhere = Duration::from_nanos(self.busy_elsewhere.load(Ordering::Relaxed));
@@ -587,7 +298,7 @@ impl Shell {
         }
     }
 
-    fn cost(&self, counters: &Counters) -> f64 {
+    pub(super) fn cost(&self, counters: &Counters) -> f64 {
         self.parts.config.cost.usd_per_hour * counters.elapsed.as_secs_f64() / 3600.0
     }
 

@@ -18,6 +18,8 @@ mod round;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 use std::{

@@ -1,0 +1,312 @@
+//! What the scheduler commands, done: onto the wire, into the journal, to the scorer.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use tina_proto::v1::{self, LearnerCommand, WorkerCommand, learner_command, worker_command};
+
+use super::{
+    RunEvent, best_step, prompts,
+    shell::{Note, Outcome, Shell},
+};
+use crate::{
+    data::Prompt,
+    journal::Write,
+    scheduler::types::{Command, Event, RoundId, Scored, Session, Version},
+    services::Outbox,
+    status::{eval_record, step_record},
+};
+
+impl Shell {
+    /// Sends a worker a command; if that can't be, what follows.
+    pub(super) fn command(
+        &mut self,
+        session: Session,
+        command: worker_command::Command,
+    ) -> Option<Event> {
+        let outbox = self.workers.get(&session)?;
+        if outbox.send(WorkerCommand {
+            command: Some(command),
+        }) {
+            return None;
+        }
+        let reason = "it doesn't read its commands".to_owned();
+        if let Some(outbox) = self.workers.remove(&session) {
+            outbox.close(&reason);
+        }
+        Some(Event::WorkerLost { session, reason })
+    }
+
+    pub(super) fn tell_learner(
+        &mut self,
+        session: Session,
+        commands: impl IntoIterator<Item = learner_command::Command>,
+    ) -> Option<Event> {
+        let (_, outbox) = self
+            .learner
+            .as_ref()
+            .filter(|learner| learner.0 == session)?;
+        let sent = commands.into_iter().all(|command| {
+            outbox.send(LearnerCommand {
+                command: Some(command),
+            })
+        });
+        if sent {
+            return None;
+        }
+        let reason = "it doesn't read its commands".to_owned();
+        if let Some((_, outbox)) = self.learner.take() {
+            outbox.close(&reason);
+        }
+        Some(Event::LearnerLost { session, reason })
+    }
+
+    pub(super) fn obey(
+        &mut self,
+        command: Command,
+        before: &mut Option<(Session, Outbox<LearnerCommand>)>,
+        follow: &mut VecDeque<Event>,
+    ) {
+        match command {
+            Command::RecordStart {
+                version,
+                model_digest,
+            } => {
+                self.parts.journal.write(Write::Start {
+                    version,
+                    model_digest,
+                });
+            }
+            Command::LoadAdapter { session, version } => {
+                let held = self.parts.shared.adapters.get(&version.digest);
+                let bytes = held.map_or(0, |(_, bytes)| bytes.len() as u64);
+                let load = v1::LoadAdapter {
+                    version: Some(version.to_wire()),
+                    bytes,
+                };
+                follow.extend(self.command(session, worker_command::Command::LoadAdapter(load)));
+            }
+            Command::Sample {
+                session,
+                group,
+                indices,
+                version,
+            } => {
+                follow.extend(self.send_sample(session, group, indices, version));
+            }
+            Command::Cancel {
+                session,
+                group,
+                indices,
+            } => {
+                let cancel = v1::Cancel {
+                    group_id: group,
+                    sample_indices: indices,
+                };
+                follow.extend(self.command(session, worker_command::Command::Cancel(cancel)));
+            }
+            Command::Ack { session, sample } => {
+                let ack = v1::CompletionAck {
+                    group_id: sample.group,
+                    sample_index: sample.index,
+                };
+                follow.extend(self.command(session, worker_command::Command::CompletionAck(ack)));
+            }
+            Command::CloseWorker { session, reason } => {
+                if let Some(outbox) = self.workers.remove(&session) {
+                    outbox.close(&reason);
+                }
+            }
+            Command::CloseLearner { session, reason } => {
+                for place in [before, &mut self.learner] {
+                    if let Some((_, outbox)) = place.take_if(|learner| learner.0 == session) {
+                        outbox.close(&reason);
+                    }
+                }
+            }
+            Command::WelcomeLearner { session, resume } => {
+                let welcome = v1::LearnerWelcome {
+                    spec: Some(self.parts.shared.spec.clone()),
+                    resume: resume.map(Version::to_wire),
+                    heartbeat_ms: self.parts.shared.heartbeat_ms,
+                };
+                let welcome = learner_command::Command::Welcome(welcome);
+                follow.extend(self.tell_learner(session, [welcome]));
+            }
+            Command::Score { worker, completion } => {
+                let (round, index) = RoundId::of_group(completion.group_id);
+                self.unscored.push((worker, completion, round, index));
+            }
+            Command::Record(scored) => self.parts.journal.write(Write::Completion(scored)),
+            Command::SendBatch {
+                session,
+                version,
+                groups,
+            } => {
+                let round = RoundId::train(version.step + 1);
+                follow.extend(self.send_batch(session, version, round, &groups));
+            }
+            Command::ReplayBatch { session, version } => {
+                let (journal, notes) = (self.parts.journal.clone(), self.parts.notes.clone());
+                tokio::spawn(async move {
+                    let batch = journal.batch(RoundId::train(version.step + 1)).await;
+                    let _ = notes.send(match batch {
+                        Ok(batch) => Note::Replay(session, version, batch),
+                        Err(error) => Note::Failed(error.to_string()),
+                    });
+                });
+            }
+            Command::RecordStep(done) => {
+                self.tokens_trained += done.metrics.tokens_trained;
+                let counters = self.counters();
+                let own = counters.coordinator.saturating_sub(self.coordinator_before);
+                self.coordinator_before = counters.coordinator;
+                let record = step_record(&done, own, self.cost(&counters));
+                self.parts.history.step(record.clone());
+                let record = Box::new(record);
+                self.tell(RunEvent::Step(record.clone()));
+                self.parts.journal.write(Write::Step { record, counters });
+            }
+            Command::RecordEval(done) => {
+                let (record, counters) = (eval_record(&done), self.counters());
+                self.parts.history.eval(record);
+                self.parts.journal.write(Write::Eval { record, counters });
+                if let Some(step) = best_step(&self.parts.history.evals) {
+                    self.parts.shelf.best(step);
+                }
+                self.tell(RunEvent::Eval(record));
+            }
+            Command::Rollback { version } => {
+                self.parts.journal.write(Write::Rollback(version));
+                self.parts.history.roll_back(version.step);
+                self.parts.shelf.roll_back(version.step);
+            }
+            Command::Warn(text) => self.warn(text),
+            Command::Finish { stopped_early } => {
+                self.outcome = Some(Outcome::Finished { stopped_early });
+            }
+            Command::Fail { reason } => self.outcome = Some(Outcome::Failed(reason)),
+        }
+    }
+
+    pub(super) fn warn(&self, text: String) {
+        tracing::warn!("{text}");
+        self.tell(RunEvent::Note(text));
+    }
+
+    pub(super) fn tell(&self, event: RunEvent) {
+        let _ = self.parts.events.send(event); // nobody has to listen
+    }
+
+    /// A round's prompts; the first time they are journaled.
+    pub(super) fn prompts(&mut self, round: RoundId) -> Arc<[Arc<Prompt>]> {
+        let (prompts, fresh) = self.parts.prompts.of(round);
+        if fresh {
+            self.parts
+                .journal
+                .write(Write::Prompts(prompts::rows(round, &prompts)));
+        }
+        prompts
+    }
+
+    pub(super) fn send_sample(
+        &mut self,
+        session: Session,
+        group: u64,
+        indices: Vec<u32>,
+        version: Version,
+    ) -> Option<Event> {
+        let (round, index) = RoundId::of_group(group);
+        let prompts = self.prompts(round);
+        let Some(prompt) = prompts.get(index as usize) else {
+            self.fail(format!("{round:?} has no prompt {index}"));
+            return None;
+        };
+        let sample = v1::Sample {
+            group_id: group,
+            prompt_tokens: prompt.tokens.clone(),
+            sample_indices: indices,
+            prompt_key: prompts::key(group, prompt),
+            params: Some(self.parts.prompts.params(round).clone()),
+            version: Some(version.to_wire()),
+        };
+        self.command(session, worker_command::Command::Sample(sample))
+    }
+
+    pub(super) fn send_batch(
+        &mut self,
+        session: Session,
+        version: Version,
+        round: RoundId,
+        groups: &[Vec<Arc<Scored>>],
+    ) -> Option<Event> {
+        let prompts = self.prompts(round);
+        let step = version.step + 1;
+        let begin = v1::BeginStep {
+            version: Some(version.to_wire()),
+            groups: groups.len() as u32,
+        };
+        let params = self.parts.prompts.params(round).clone();
+        let group = |(prompt, group): (&Arc<Prompt>, &Vec<Arc<Scored>>)| {
+            let completion = |scored: &Arc<Scored>| v1::TrainingCompletion {
+                completion: Some(scored.completion.clone()),
+                reward: scored.reward,
+                judged: scored.judged,
+            };
+            learner_command::Command::Group(v1::TrainingGroup {
+                group_id: group.first().map_or(0, |scored| scored.completion.group_id),
+                prompt_tokens: prompt.tokens.clone(),
+                completions: group.iter().map(completion).collect(),
+                params: Some(params.clone()),
+            })
+        };
+        let commands = std::iter::once(learner_command::Command::BeginStep(begin))
+            .chain(prompts.iter().zip(groups).map(group))
+            .chain([learner_command::Command::EndStep(v1::EndStep { step })]);
+        self.tell_learner(session, commands)
+    }
+
+    /// Scores what waits, beside the loop.
+    pub(super) fn score(&mut self) {
+        if self.unscored.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.unscored);
+        let with_gold: Vec<_> = waiting
+            .into_iter()
+            .map(|(worker, completion, round, index)| {
+                let prompt = self.prompts(round).get(index as usize).cloned();
+                (worker, completion, prompt)
+            })
+            .collect();
+        let (scorer, notes) = (self.parts.scorer.clone(), self.parts.notes.clone());
+        let busy = self.busy_elsewhere.clone();
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let all = with_gold
+                .into_iter()
+                .map(|(worker, completion, prompt)| {
+                    let gold = prompt.as_ref().map_or("", |prompt| &prompt.gold);
+                    scorer.score(worker, completion, gold)
+                })
+                .collect();
+            busy.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            let _ = notes.send(Note::Scored(all));
+        });
+    }
+
+    /// Puts the policy's adapter on disk when it is new.
+    pub(super) fn save_adapter(&mut self) {
+        let policy = self.parts.scheduler.policy();
+        if let Some(version) = policy.filter(|version| version.step > 0)
+            && self.saved != policy
+            && let Some((_, bytes)) = self.parts.shared.adapters.get(&version.digest)
+        {
+            self.parts.shelf.save(version.step, bytes);
+            self.saved = policy;
+        }
+    }
+}
