@@ -1,6 +1,8 @@
 //! The async shell: dials the coordinator, carries messages between it and the [`Engine`], and
 //! comes back when the coordinator was away. Computing goes on meanwhile, in a thread of its own.
 
+mod session;
+
 use std::{
     future::Future,
     path::PathBuf,
@@ -14,44 +16,31 @@ use std::{
 
 use tina_model::parse_device;
 use tina_proto::{
-    adapters::{AdapterTransport as _, GrpcTransport, TransportError},
+    adapters::TransportError,
     backoff::{Backoff, BackoffOptions},
-    client::{
-        AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, learning_client,
-    },
+    client::{AuthInterceptor, ClientError, ClientOptions},
     v1::{
-        BatchRefused, LearnerCommand, LearnerFailed, LearnerHeartbeat, LearnerHello,
-        LearnerMessage, LearnerWelcome, PolicyVersion, RunSpec, learner_command::Command,
+        LearnerFailed, LearnerHeartbeat, LearnerWelcome, RunSpec, learner_command::Command,
         learner_message::Message,
     },
 };
 use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinHandle, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::Status;
 use tracing::{info, warn};
 
+use self::session::Session;
 use crate::{
     batch::{Assembly, Batch, BatchError},
     engine::{Engine, EngineError},
-    host,
     step::Progress,
     trainer::TrainError,
 };
 
 /// How long the coordinator may take to answer a Hello.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a message may wait for room on the stream.
-const SEND_DEADLINE: Duration = Duration::from_secs(30);
-/// How long the coordinator may take to end the stream after it was told of a failure.
-const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
-/// Bounds of the heartbeat that a coordinator may ask for, milliseconds.
-const HEARTBEAT_MS: (u32, u32) = (100, 60_000);
-/// Messages on their way to the transport.
-const OUTGOING: usize = 16;
 
 /// How a learner is started.
 #[derive(Clone, Debug)]
@@ -157,7 +146,8 @@ pub async fn run(
         () = shutdown => Ok("asked to end".to_owned()),
     };
     let finished = learner.finish().await;
-    info!(reason = stopped?, "the learner ends");
+    let reason = stopped?;
+    info!(reason, "the learner ends");
     finished
 }
 
@@ -215,23 +205,6 @@ struct Learner {
     last_contact: Instant,
 }
 
-/// One connection to the coordinator.
-struct Session {
-    outgoing: mpsc::Sender<LearnerMessage>,
-    incoming: Streaming<LearnerCommand>,
-    transport: GrpcTransport,
-    heartbeats: Option<AbortHandle>,
-    url: String,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if let Some(task) = &self.heartbeats {
-            task.abort();
-        }
-    }
-}
-
 impl Learner {
     /// Connection after connection; returns the reason why the run is over.
     async fn dial_on(&mut self) -> Result<String, LearnerError> {
@@ -285,7 +258,7 @@ impl Learner {
 
     /// One connection, from dialling to its end.
     async fn connection(&mut self) -> End {
-        let mut session = match self.open().await {
+        let mut session = match Session::open(&self.options, &self.auth).await {
             Ok(session) => session,
             Err(end) => return end,
         };
@@ -302,41 +275,6 @@ impl Learner {
             }
             Err(end) => end,
         }
-    }
-
-    async fn open(&self) -> Result<Session, End> {
-        let url = self.options.coordinator.url.clone();
-        let channel = match connect(&self.options.coordinator).await {
-            Ok(channel) => channel,
-            Err(error @ ClientError::Connect { .. }) => return Err(End::Lost(error.to_string())),
-            Err(error) => return Err(error.into()),
-        };
-        let (outgoing, messages) = mpsc::channel(OUTGOING);
-        let hello = Message::Hello(LearnerHello {
-            learner_id: self.options.learner_id.clone(),
-            device: Some(host::device_info(&self.options.device, String::new())),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: host::address(),
-        });
-        // The channel is new and has room.
-        let _ = outgoing.try_send(LearnerMessage {
-            message: Some(hello),
-        });
-        let mut client = learning_client(channel.clone(), self.auth.clone());
-        let opening = client.learn(ReceiverStream::new(messages));
-        let incoming = match timeout(STREAM_OPEN_DEADLINE, opening).await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(broken(&url, status)),
-            Err(_) => return Err(End::Lost("the coordinator doesn't answer".to_owned())),
-        };
-        let transport = GrpcTransport::new(Channel::clone(&channel), self.auth.clone());
-        Ok(Session {
-            outgoing,
-            incoming,
-            transport,
-            heartbeats: None,
-            url,
-        })
     }
 
     async fn serve(&mut self, session: &mut Session) -> Result<std::convert::Infallible, End> {
@@ -400,7 +338,7 @@ impl Learner {
                 }
             }
         };
-        let resume: Option<PolicyVersion> = welcome.resume;
+        let resume = welcome.resume;
         self.work = Work::Busy(spawn_blocking(move || {
             let outcome = engine.resume(resume.as_ref());
             (engine, outcome)
@@ -494,103 +432,6 @@ impl Work {
                 "there is nothing to wait for".to_owned(),
             )),
         }
-    }
-}
-
-impl Session {
-    async fn next(&mut self) -> Result<Command, End> {
-        match self.incoming.message().await {
-            Ok(Some(LearnerCommand {
-                command: Some(command),
-            })) => Ok(command),
-            Ok(Some(_)) => Err(End::Lost("a command of an unknown kind came".to_owned())),
-            Ok(None) => Err(End::Lost("the coordinator closed the stream".to_owned())),
-            Err(status) => Err(broken(&self.url, status)),
-        }
-    }
-
-    /// What the coordinator says while the learner computes: only Stop is in order.
-    async fn interruption(&mut self) -> End {
-        match self.next().await {
-            Ok(Command::Stop(stop)) => End::Stopped(stop.reason),
-            Ok(_) => End::Lost("a command came before the last one was done".to_owned()),
-            Err(end) => end,
-        }
-    }
-
-    async fn send(&self, message: Message) -> Result<(), End> {
-        let sending = self.outgoing.send(LearnerMessage {
-            message: Some(message),
-        });
-        match timeout(SEND_DEADLINE, sending).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Lost("the stream to the coordinator closed".to_owned())),
-            Err(_) => Err(End::Lost("the coordinator reads no messages".to_owned())),
-        }
-    }
-
-    async fn refuse(&self, step: u64, error: BatchError) -> Result<(), End> {
-        warn!(step, %error, "refusing the batch");
-        self.send(Message::BatchRefused(BatchRefused {
-            step,
-            error: error.to_string(),
-        }))
-        .await
-    }
-
-    async fn publish(&self, version: &PolicyVersion, bytes: &[u8]) -> Result<(), End> {
-        match self.transport.publish(version, bytes).await {
-            Ok(()) => Ok(()),
-            Err(error @ (TransportError::GaveUp { .. } | TransportError::BadChunk { .. })) => {
-                Err(End::Lost(error.to_string()))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Heartbeats from now on, whatever else this session waits for.
-    fn beat(&mut self, every_ms: u32, activity: Arc<Activity>) {
-        let (least, most) = HEARTBEAT_MS;
-        let every = if every_ms == 0 {
-            1000
-        } else {
-            every_ms.clamp(least, most)
-        };
-        let outgoing = self.outgoing.clone();
-        let task = tokio::spawn(async move {
-            let mut ticks = interval(Duration::from_millis(every.into()));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                let message = Some(Message::Heartbeat(activity.heartbeat()));
-                if outgoing.send(LearnerMessage { message }).await.is_err() {
-                    return;
-                }
-            }
-        });
-        self.heartbeats = Some(task.abort_handle());
-    }
-
-    /// Gives the last message time to arrive: the coordinator ends the stream when it has it.
-    async fn farewell(&mut self) {
-        let _ = timeout(FAREWELL_DEADLINE, async {
-            while let Ok(Some(_)) = self.incoming.message().await {}
-        })
-        .await;
-    }
-}
-
-/// A stream that ended with a status: refused for good, or lost.
-fn broken(url: &str, status: Status) -> End {
-    match status.code() {
-        Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::InvalidArgument
-        | Code::Unimplemented => End::Failed(LearnerError::Refused {
-            url: url.to_owned(),
-            status: Box::new(status),
-        }),
-        _ => End::Lost(status.to_string()),
     }
 }
 

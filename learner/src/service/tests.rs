@@ -8,15 +8,19 @@ use tina_proto::{
     adapters::{Inbox, Publication},
     v1::{
         AdapterChunk, AdapterRequest, AlgorithmSpec, BeginStep, Completion, EndStep, FinishReason,
-        LearnerReady, LearnerSpec, LearnerStop, LoraSpec, ModelSpec, PublishReply, SamplingParams,
-        StepResult, TrainingCompletion, TrainingGroup, VersionSpan,
+        LearnerCommand, LearnerHello, LearnerMessage, LearnerReady, LearnerSpec, LearnerStop,
+        LoraSpec, ModelSpec, PolicyVersion, PublishReply, SamplingParams, StepResult,
+        TrainingCompletion, TrainingGroup, VersionSpan,
         adapters_server::{Adapters, AdaptersServer},
         learning_server::{Learning, LearningServer},
     },
 };
-use tokio::{net::TcpListener, sync::oneshot};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, transport::Server};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Streaming, transport::Server};
 
 use super::*;
 use crate::{batch::Batch, testing};
@@ -444,13 +448,14 @@ async fn a_learner_that_dies_goes_on_from_its_checkpoint_to_the_same_bytes() {
 #[tokio::test]
 async fn a_learner_comes_back_when_the_stream_breaks_and_keeps_its_state() {
     let mut stage = Stage::new().await;
-    let (mut running, mut peer, start) = stage.fresh().await;
-    // The connection breaks as soon as the batch is out; the step is made all the same.
+    let (mut running, peer, start) = stage.fresh().await;
+    // The connection ends right behind the batch; the step is made all the same.
     peer.send(&stage.batch(&start)).await;
-    while !matches!(peer.any().await, Message::Heartbeat(beat) if beat.phase == "learning") {}
-    drop(peer);
+    let Peer { messages, commands } = peer;
+    drop(commands);
     let mut peer = stage.peer().await;
     peer.hello().await;
+    drop(messages);
     // No model is loaded a second time: there is none any more.
     fs::remove_dir_all(stage.folder.path().join("model")).unwrap();
     peer.welcome(&stage.spec(), Some(start)).await;
