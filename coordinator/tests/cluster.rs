@@ -243,7 +243,7 @@ fn without_the_token_only_health_answers() {
     let (address, mut bound) = tokio::sync::watch::channel(String::new());
     let coordinator = Coordinator::start(config(folder.path(), &[&set]), false, &address);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        bound.wait_for(|address| !address.is_empty()).await.unwrap();
+        support::listening(&mut bound).await;
         let mut options = options(&address.borrow());
         let channel = client::connect(&options).await.unwrap();
         let ask = |token: Option<&str>| {
@@ -308,7 +308,7 @@ fn with_a_certificate_only_tls_answers_and_reflection_tells_the_services() {
     let (address, mut bound) = tokio::sync::watch::channel(String::new());
     let coordinator = Coordinator::start(config(folder.path(), &[&cert, &key]), false, &address);
     let services = tokio::runtime::Runtime::new().unwrap().block_on(async {
-        bound.wait_for(|address| !address.is_empty()).await.unwrap();
+        support::listening(&mut bound).await;
         let mut options = options(&address.borrow());
         let plain = client::connect(&options).await;
         if let Ok(channel) = plain {

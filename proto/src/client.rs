@@ -139,6 +139,7 @@ pub async fn connect(options: &ClientOptions) -> Result<Channel, ClientError> {
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     if let Some(pem) = &options.ca_pem {
+        crate::tls::choose_cryptography();
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
         endpoint = endpoint
             .tls_config(tls)

@@ -6,12 +6,14 @@
 //! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, the token.
 //! - [`auth`]: the server's side of the token.
 //! - [`backoff`]: how long to wait before dialling again (pure).
+//! - [`tls`]: which cryptography TLS uses.
 //! - [`adapters`]: adapters by content over the wire: chunked, bounded, resumable, verified.
 
 pub mod adapters;
 pub mod auth;
 pub mod backoff;
 pub mod client;
+pub mod tls;
 pub mod version;
 
 /// Generated from `proto/tina/v1/*.proto`; the field docs stand there.

@@ -180,6 +180,7 @@ impl Doors {
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .max_concurrent_streams(64);
         if let Some(identity) = self.tls {
+            tina_proto::tls::choose_cryptography();
             let tls = ServerTlsConfig::new()
                 .identity(identity)
                 .timeout(Duration::from_secs(10));

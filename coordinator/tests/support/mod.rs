@@ -553,3 +553,12 @@ pub(crate) fn undisturbed(folder: &Path) -> Vec<u8> {
     .unwrap();
     adapter(&summary)
 }
+
+/// Waits until a coordinator listens.
+pub(crate) async fn listening(address: &mut watch::Receiver<String>) {
+    let bound = address.wait_for(|address| !address.is_empty());
+    tokio::time::timeout(Duration::from_secs(20), bound)
+        .await
+        .expect("nobody listens")
+        .unwrap();
+}
