@@ -69,7 +69,11 @@ impl World {
                 rng.random_range(0.0..0.02)
             },
             // Where the coordinator never starts anew, nothing covers up for work that got stuck.
-            kills: if calm || seed % 3 == 2 { 0.0 } else { rng.random_range(0.0..0.02) },
+            kills: if calm || seed % 3 == 2 {
+                0.0
+            } else {
+                rng.random_range(0.0..0.02)
+            },
             checkpoint_every: rng.random_range(1..4),
             nondeterministic: seed % 8 == 7,
         }
