@@ -8,12 +8,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
+    adapter::{Adapter, LoraPair},
     config::ModelConfig,
     dropout::{DropMask, Dropout},
     error::{ModelError, Result},
     kernels::attention::{Heads, Segment},
     kv::{KvCache, PromptKv},
-    lora::{Adapter, LoraModule, LoraPair},
+    load::{LoadOptions, Loader},
+    lora::LoraModule,
     ops::{
         attention::attention,
         linear::{Linear, LoraUse},
@@ -22,73 +24,6 @@ use crate::{
     packed_rows::PackedRows,
     weights::Weights,
 };
-
-/// The type that frozen weights are computed in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Dtype {
-    /// As the device computes best: f32 on a CPU, bf16 on a GPU.
-    #[default]
-    Auto,
-    /// Single precision.
-    F32,
-    /// Half of it, with f32's range; not on a CPU.
-    Bf16,
-    /// Double precision, composed: what gradients are checked against.
-    F64,
-}
-
-/// How a model is loaded.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Where it is computed.
-    pub device: Device,
-    /// In which type.
-    pub dtype: Dtype,
-    /// Whether gradients will be asked for; on a CPU that keeps a second packing of every weight.
-    pub train: bool,
-    /// By fused kernels where there are any (a CPU); `false`: composed of candle's operations, as
-    /// on a GPU, for comparison.
-    pub fused: bool,
-}
-
-impl LoadOptions {
-    /// On `device`, in the type that suits it.
-    pub fn new(device: Device, train: bool) -> Self {
-        let fused = device.is_cpu();
-        Self {
-            device,
-            dtype: Dtype::Auto,
-            train,
-            fused,
-        }
-    }
-}
-
-/// Reads "cpu" or "cuda:N".
-///
-/// # Errors
-/// When the text is neither, this build has no CUDA, or there is no such GPU.
-pub fn parse_device(text: &str) -> Result<Device> {
-    if text == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let ordinal = match text.split_once(':') {
-        None if text == "cuda" => Some(0),
-        Some(("cuda", n)) => n.parse().ok(),
-        _ => None,
-    };
-    let Some(ordinal) = ordinal else {
-        return Err(ModelError::OutOfRange(format!(
-            "device `{text}`; expected cpu or cuda:N"
-        )));
-    };
-    if cfg!(not(feature = "cuda")) {
-        return Err(ModelError::Unsupported(format!(
-            "device `{text}`: this build has no CUDA; build with --features cuda"
-        )));
-    }
-    Ok(Device::new_cuda(ordinal)?)
-}
 
 /// A model's frozen weights, ready to compute.
 #[derive(Debug)]
@@ -108,12 +43,12 @@ pub struct Decoder {
 /// One layer's frozen weights.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    input_norm: RmsNorm,
-    post_norm: RmsNorm,
-    q_norm: Option<RmsNorm>,
-    k_norm: Option<RmsNorm>,
+    pub(crate) input_norm: RmsNorm,
+    pub(crate) post_norm: RmsNorm,
+    pub(crate) q_norm: Option<RmsNorm>,
+    pub(crate) k_norm: Option<RmsNorm>,
     /// In the order of [`LoraModule::ALL`].
-    linears: [Linear; 7],
+    pub(crate) linears: [Linear; 7],
 }
 
 /// LoRA as one layer of a pass uses it.
@@ -168,24 +103,7 @@ impl Decoder {
         weights: &dyn Weights,
         options: &LoadOptions,
     ) -> Result<Self> {
-        let cpu = options.device.is_cpu();
-        let dtype = match (options.dtype, cpu) {
-            (Dtype::Auto | Dtype::F32, true) | (Dtype::F32, false) => DType::F32,
-            (Dtype::Auto | Dtype::Bf16, false) => DType::BF16,
-            (Dtype::F64, _) => DType::F64,
-            (Dtype::Bf16, true) => {
-                return Err(ModelError::Unsupported(
-                    "bf16 on a CPU; use model.dtype = \"auto\" or \"f32\"".into(),
-                ));
-            }
-        };
-        let fused = options.fused && cpu && dtype == DType::F32;
-        let loader = Loader {
-            weights,
-            options,
-            dtype,
-            fused,
-        };
+        let loader = Loader::new(weights, options)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         // A tied embedding is also the output projection, and gets its backward packing.
         let embedding = loader.linear(
@@ -204,7 +122,7 @@ impl Decoder {
         Ok(Self {
             config: config.clone(),
             device: options.device.clone(),
-            dtype,
+            dtype: loader.dtype,
             fused: loader.fused,
             frequencies,
             attention_factor,
@@ -478,92 +396,5 @@ impl Layer {
     ) -> Result<Tensor> {
         let lora = lora.and_then(|l| l.of(module));
         Ok(self.linears[module as usize].forward(x, lora)?)
-    }
-}
-
-/// Brings weights into the form that the device computes with.
-struct Loader<'a> {
-    weights: &'a dyn Weights,
-    options: &'a LoadOptions,
-    dtype: DType,
-    fused: bool,
-}
-
-impl Loader<'_> {
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let tensor = self.weights.load(name, shape)?;
-        Ok(tensor.to_dtype(dtype)?.to_device(&self.options.device)?)
-    }
-
-    fn linear(
-        &self,
-        path: &str,
-        (outer, inner): (usize, usize),
-        bias: bool,
-        train: bool,
-    ) -> Result<Linear> {
-        let bias = bias
-            .then(|| self.tensor(&format!("{path}.bias"), &[outer], self.dtype))
-            .transpose()?;
-        let name = format!("{path}.weight");
-        if self.fused {
-            return Ok(Linear::packed(
-                &self.weights.load(&name, &[outer, inner])?,
-                bias,
-                train,
-            )?);
-        }
-        Ok(Linear::dense(
-            self.tensor(&name, &[outer, inner], self.dtype)?,
-            bias,
-        )?)
-    }
-
-    fn norm(&self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(
-            self.tensor(name, &[width], DType::F32)?,
-            eps,
-            self.fused,
-        ))
-    }
-
-    fn layer(&self, config: &ModelConfig, path: &str) -> Result<Layer> {
-        let linear = |module: LoraModule| {
-            let (inner, outer) = module.widths(config);
-            let bias = config.qkv_bias && module <= LoraModule::V;
-            let path = format!("{path}.{}", module.path());
-            self.linear(&path, (outer, inner), bias, self.options.train)
-        };
-        let head_norm = |side: &str| {
-            let name = format!("{path}.self_attn.{side}_norm.weight");
-            config
-                .qk_norm
-                .then(|| self.norm(&name, config.head_dim, config.rms_eps))
-                .transpose()
-        };
-        let [q, k, v, o, gate, up, down] = LoraModule::ALL;
-        Ok(Layer {
-            input_norm: self.norm(
-                &format!("{path}.input_layernorm.weight"),
-                config.hidden_size,
-                config.rms_eps,
-            )?,
-            post_norm: self.norm(
-                &format!("{path}.post_attention_layernorm.weight"),
-                config.hidden_size,
-                config.rms_eps,
-            )?,
-            q_norm: head_norm("q")?,
-            k_norm: head_norm("k")?,
-            linears: [
-                linear(q)?,
-                linear(k)?,
-                linear(v)?,
-                linear(o)?,
-                linear(gate)?,
-                linear(up)?,
-                linear(down)?,
-            ],
-        })
     }
 }

@@ -1,5 +1,6 @@
 //! The policy: architecture, weights, tokenizer, chat template, LoRA, kernels.
 
+mod adapter;
 mod chat;
 mod config;
 mod decoder;
@@ -8,6 +9,7 @@ mod dropout;
 mod error;
 pub mod kernels;
 mod kv;
+mod load;
 mod lora;
 mod ops;
 mod packed_rows;
@@ -18,14 +20,16 @@ mod tokenizer;
 mod vocabulary;
 mod weights;
 
+pub use adapter::{Adapter, adapter_digest};
 pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{Architecture, ModelConfig, RopeScaling, stop_token_ids};
-pub use decoder::{Decoder, Dtype, LoadOptions, parse_device};
+pub use decoder::Decoder;
 pub use distribution::{Distribution, Sampled, Scratch, TokenLogProb};
 pub use dropout::Dropout;
 pub use error::{ModelError, Result};
 pub use kv::{KvCache, PromptKv};
-pub use lora::{Adapter, LoraConfig, LoraModule, adapter_digest};
+pub use load::{Dtype, LoadOptions, parse_device};
+pub use lora::{LoraConfig, LoraModule};
 pub use packed_rows::{PackedRows, Target};
 pub use source::{Model, ModelSource, TextModel, open, open_text};
 pub use tape::{ForwardOptions, Keep, Tape};

@@ -12,10 +12,10 @@ use candle_core::{
 };
 
 use crate::{
+    adapter::Adapter,
     decoder::{Decoder, LayerLora, Pass, constants},
     dropout::Dropout,
     error::{ModelError, Result},
-    lora::Adapter,
     packed_rows::PackedRows,
 };
 

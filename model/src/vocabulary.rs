@@ -5,10 +5,10 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use crate::{
+    adapter::Adapter,
     decoder::Decoder,
     distribution::{Distribution, Scratch, TokenLogProb},
     error::{ModelError, Result},
-    lora::Adapter,
     ops::{cpu_tensor, with_slices},
     packed_rows::{PackedRows, Target},
     tape::ForwardOptions,

@@ -12,9 +12,9 @@ use candle_core::{
 
 use super::{cpu_tensor, f32_slice, wide, with_slices};
 use crate::{
+    adapter::LoraPair,
     dropout::DropMask,
     kernels::matmul::{Packed, Store, matmul},
-    lora::LoraPair,
 };
 
 /// A frozen linear layer `[outer, inner]`.
