@@ -28,7 +28,7 @@ parser.add_argument("--completions", type=int, default=8, help="of each prompt")
 parser.add_argument("--max-tokens", type=int, default=48, help="of a completion")
 parser.add_argument("--micro", type=int, default=16, help="sequences of one pass")
 parser.add_argument("--rank", type=int, default=16)
-parser.add_argument("--alpha", type=int, default=32)
+parser.add_argument("--alpha", type=float, default=32)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 parser.add_argument("--out", help="folder that the trainer may write to")
 args = parser.parse_args()
@@ -124,6 +124,8 @@ def allocator():
 
 sequences = args.prompts * args.completions
 micro = min(args.micro, sequences)
+if sequences % micro:
+    sys.exit(f"{sequences} completions make no whole number of passes of {micro}: see --micro")
 steps = Steps()
 trainer = GRPOTrainer(
     model=args.model,

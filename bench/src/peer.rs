@@ -55,8 +55,8 @@ pub(crate) struct Peer {
     /// The model in Hugging Face layout.
     pub(crate) model: PathBuf,
     pub(crate) dtype: PeerDtype,
-    /// Sequences of one of its passes.
-    pub(crate) micro: u32,
+    /// The step's sizes, as the script's arguments.
+    pub(crate) shape: Vec<(&'static str, String)>,
 }
 
 /// One of its steps, in seconds.
@@ -100,7 +100,7 @@ impl Peer {
             .args(["--model".as_ref(), self.model.as_os_str()])
             .args(["--dtype", &self.dtype.to_string()])
             .args(["--steps", &steps.to_string()])
-            .args(["--micro", &self.micro.to_string()])
+            .args(self.shape.iter().flat_map(|(flag, value)| [*flag, value]))
             .args(["--out".as_ref(), folder.join("trl").as_os_str()])
             .env("LD_PRELOAD", ALLOCATOR)
             .stdin(Stdio::null())

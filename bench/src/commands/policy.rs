@@ -256,7 +256,7 @@ impl Args {
             }),
             probe_tokens: random_tokens(0, 8, model.vocab_size),
             max_sequence_tokens: self.prompt_tokens + self.tokens,
-            run_dir: String::new(),
+            ..RunSpec::default()
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use serde::Serialize;
 use tina_coordinator::config::RunConfig;
 use tina_model::ModelSource;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cluster::{Run, Step, Up},
@@ -114,18 +115,25 @@ impl Results {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let internal = |error: std::io::Error| BenchError::Other(error.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    runtime
-        .map_err(|error| BenchError::Other(error.to_string()))?
-        .block_on(measure(args))
+    runtime.map_err(internal)?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
+        // What is dropped ends its processes and takes its files away.
+        tokio::select! {
+            done = measure(args) => done,
+            _ = tokio::signal::ctrl_c() => Err(BenchError::Other("interrupted".into())),
+            _ = terminate.recv() => Err(BenchError::Other("told to end".into())),
+        }
+    })
 }
 
 async fn measure(args: &Args) -> Result<()> {
     let up = args.up()?;
-    let peers = args.peers()?;
     let config = RunConfig::load(&up.config, &up.sets)?;
+    let peers = args.peers(&config)?;
     // Fetches the model where it is not cached yet, so that no figure has that in it.
     let model = tina_model::open_text(&config.model.source.parse::<ModelSource>()?)?.config;
     let scratch = Scratch::new()?;
@@ -201,7 +209,7 @@ impl Args {
     }
 
     /// The peer once for each dtype; none, and said so, where it can't be.
-    fn peers(&self) -> Result<Vec<Peer>> {
+    fn peers(&self, config: &RunConfig) -> Result<Vec<Peer>> {
         let Some(model) = &self.peer_model else {
             eprintln!("the peer is left out: no --peer-model (bench/README.md says how to get it)");
             return Ok(Vec::new());
@@ -213,7 +221,17 @@ impl Args {
             script: self.peer_script.clone(),
             model: model.clone(),
             dtype: *dtype,
-            micro: self.peer_micro,
+            shape: vec![
+                ("--prompts", config.algorithm.prompts_per_step.to_string()),
+                (
+                    "--completions",
+                    config.algorithm.completions_per_prompt.to_string(),
+                ),
+                ("--max-tokens", config.sampling.max_tokens.to_string()),
+                ("--rank", config.lora.rank.to_string()),
+                ("--alpha", config.lora.alpha.to_string()),
+                ("--micro", self.peer_micro.to_string()),
+            ],
         };
         Ok(self.peer_dtype.iter().map(peer).collect())
     }
