@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tina_proto::auth::TOKEN_VARIABLE;
+use tina_proto::{adapters::NCCL_INTERFACE_VARIABLE, auth::TOKEN_VARIABLE};
 use tokio::{
     process::{Child, Command},
     sync::mpsc,
@@ -206,6 +206,9 @@ fn spawn(role: &Role) -> std::io::Result<Child> {
         Some(token) => command.env(TOKEN_VARIABLE, token),
         None => command.env_remove(TOKEN_VARIABLE),
     };
+    if std::env::var_os(NCCL_INTERFACE_VARIABLE).is_none() {
+        command.env(NCCL_INTERFACE_VARIABLE, "lo");
+    }
     command.spawn()
 }
 

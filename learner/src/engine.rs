@@ -192,6 +192,7 @@ impl Engine {
             probe_logprobs: self.probe.clone(),
             last_result: trainer.result().cloned(),
             device: Some(host::device_info(&self.device, self.decoder.numerics())),
+            nccl_id: Vec::new(),
         })
     }
 

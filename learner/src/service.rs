@@ -1,6 +1,7 @@
 //! The async shell: dials the coordinator, carries messages between it and the [`Engine`], and
 //! comes back when the coordinator was away. Computing goes on meanwhile, in a thread of its own.
 
+mod broadcast;
 mod session;
 
 use std::{
@@ -31,7 +32,7 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use self::session::Session;
+use self::{broadcast::Broadcasts, session::Session};
 use crate::{
     batch::{Assembly, Batch, BatchError},
     engine::{Engine, EngineError},
@@ -139,6 +140,7 @@ pub async fn run(
         options,
         work: Work::Nothing,
         activity: Arc::default(),
+        broadcasts: Broadcasts::default(),
         last_contact: Instant::now(),
     };
     let stopped = tokio::select! {
@@ -202,6 +204,7 @@ struct Learner {
     auth: AuthInterceptor,
     work: Work,
     activity: Arc<Activity>,
+    broadcasts: Broadcasts,
     last_contact: Instant,
 }
 
@@ -311,6 +314,11 @@ impl Learner {
                     }
                     None => session.refuse(end.step, outside("EndStep")).await?,
                 },
+                Command::Broadcast(order) => {
+                    let trainer = self.idle()?.trainer()?;
+                    let held = (trainer.version().clone(), trainer.adapter_bytes());
+                    self.broadcasts.start(order, held, session.transport());
+                }
                 Command::Stop(stop) => return Err(End::Stopped(stop.reason)),
                 Command::Welcome(_) => {
                     return Err(End::Lost("a second Welcome came".to_owned()));
@@ -327,6 +335,7 @@ impl Learner {
         welcome: LearnerWelcome,
     ) -> Result<(), End> {
         let spec = welcome.spec.unwrap_or_default();
+        self.broadcasts.follow(&spec, &self.options.device);
         let mut engine = loop {
             match std::mem::replace(&mut self.work, Work::Nothing) {
                 Work::Idle(engine) if engine.serves(&spec) => break *engine,
@@ -345,12 +354,13 @@ impl Learner {
         }));
         self.computed(session).await?;
         let engine = self.idle()?;
-        let ready = engine.ready()?;
+        let mut ready = engine.ready()?;
         let trainer = engine.trainer()?;
         session
             .publish(trainer.version(), &trainer.adapter_bytes())
             .await?;
         info!(version = %trainer.version().short(), "ready");
+        ready.nccl_id = self.broadcasts.offer().await;
         session.send(Message::Ready(ready)).await
     }
 
@@ -382,9 +392,10 @@ impl Learner {
             .publish(trainer.version(), &trainer.adapter_bytes())
             .await?;
         engine.note_seconds(0.0, started.elapsed().as_secs_f64());
-        let Some(result) = engine.result() else {
+        let Some(mut result) = engine.result() else {
             return Ok(());
         };
+        result.nccl_id = self.broadcasts.offer().await;
         session.send(Message::StepResult(result)).await
     }
 

@@ -252,6 +252,7 @@ mod tests {
             probe_tokens: vec![1, 2, 3],
             max_sequence_tokens: 64,
             run_dir: "runs/test".to_owned(),
+            adapter_transport: String::new(),
         }
     }
 

@@ -254,6 +254,7 @@ impl Trainer {
             adapter_bytes: bytes.len() as u64,
             metrics: Some(metrics),
             probe_logprobs,
+            ..Default::default()
         };
         self.adapter = adapter;
         self.optimiser = optimiser;

@@ -3,9 +3,11 @@
 //! [`AdapterTransport`] is what workers and learners see. [`GrpcTransport`] is the way that works
 //! everywhere: chunks over the service `Adapters`, bounded before anything is allocated, resumed
 //! from the bytes that arrived when a stream breaks, and believed only once the SHA-256 agrees.
-//! The server's half is [`chunks`] (Fetch) and [`Inbox`] (Publish).
+//! The server's half is [`chunks`] (Fetch) and [`Inbox`] (Publish). [`NcclTransport`] is an extra
+//! between GPUs of one machine.
 
 mod inbox;
+mod nccl;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +27,7 @@ use crate::{
 };
 
 pub use inbox::{Inbox, Publication};
+pub use nccl::{Collective, NCCL_ID_BYTES, NCCL_INTERFACE_VARIABLE, Nccl, NcclTransport};
 
 /// Bytes of adapter in one message.
 pub const CHUNK_BYTES: usize = 512 << 10;
@@ -74,6 +77,14 @@ pub enum TransportError {
         held: u64,
         /// What ended the last attempt.
         last: String,
+    },
+    /// The broadcast inside the machine came to nothing.
+    #[error("adapter {version}: not broadcast by NCCL: {problem}")]
+    Nccl {
+        /// The version that was to be broadcast.
+        version: String,
+        /// What is wrong.
+        problem: String,
     },
 }
 

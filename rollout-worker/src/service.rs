@@ -10,7 +10,7 @@ use std::{
 use futures::future::OptionFuture;
 use tina_model::{Decoder, LoadOptions, ModelError, ModelSource, parse_device};
 use tina_proto::{
-    adapters::{AdapterTransport as _, GrpcTransport, MAX_ADAPTER_BYTES},
+    adapters::{AdapterTransport, GrpcTransport, MAX_ADAPTER_BYTES, Nccl, NcclTransport},
     backoff::{Backoff, BackoffOptions},
     client::{
         AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, rollouts_client,
@@ -154,6 +154,7 @@ struct Worker {
     engine: Option<EngineThread>,
     model_task: Option<ModelTask>,
     fetch_task: Option<FetchTask>,
+    nccl: Nccl,
     last_contact: Instant,
     last_heartbeat: (Instant, u64),
 }
@@ -180,6 +181,7 @@ impl Worker {
         };
         let now = Instant::now();
         Ok(Self {
+            nccl: Nccl::on_device(&options.device),
             options,
             auth,
             state: State::new(hello),
@@ -333,10 +335,21 @@ impl Worker {
                     load(*spec, slots, &options)
                 }));
             }
-            Action::Fetch { version, bytes } => {
+            Action::Fetch {
+                version,
+                bytes,
+                nccl,
+            } => {
                 let limit = if bytes == 0 { MAX_ADAPTER_BYTES } else { bytes };
-                let transport = GrpcTransport::new(channel.clone(), self.auth.clone())
+                let grpc = GrpcTransport::new(channel.clone(), self.auth.clone())
                     .with_limit(limit.min(MAX_ADAPTER_BYTES));
+                let transport: Box<dyn AdapterTransport> = match nccl {
+                    Some(group) => {
+                        let nccl = self.nccl.clone();
+                        Box::new(NcclTransport::new(nccl, group, bytes, grpc))
+                    }
+                    None => Box::new(grpc),
+                };
                 self.fetch_task = Some(tokio::spawn(async move {
                     let bytes = transport.fetch(&version).await;
                     (version, bytes.map_err(|error| error.to_string()))

@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 
 use tina_proto::v1::{
-    AdapterLoaded, DeviceInfo, LoadAdapter, PolicyVersion, RunSpec, Sample, SampleFailed,
-    WorkerCommand, WorkerHeartbeat, WorkerHello, WorkerMessage, WorkerReady, WorkerWelcome,
-    worker_command::Command, worker_message::Message,
+    AdapterLoaded, DeviceInfo, LoadAdapter, NcclGroup, PolicyVersion, RunSpec, Sample,
+    SampleFailed, WorkerCommand, WorkerHeartbeat, WorkerHello, WorkerMessage, WorkerReady,
+    WorkerWelcome, worker_command::Command, worker_message::Message,
 };
 use tracing::{info, warn};
 
@@ -35,6 +35,8 @@ pub(crate) enum Action {
         version: PolicyVersion,
         /// Its size, as announced; 0: not known.
         bytes: u64,
+        /// Where the learner broadcasts it; it is fetched where there is none, or that fails.
+        nccl: Option<NcclGroup>,
     },
     /// An order for the engine.
     Engine(Work),
@@ -268,7 +270,10 @@ impl State {
                 .is_some_and(|held| held.digest == version.digest)
         };
         // By content: a step that changed nothing gives an old adapter a new name.
-        if let Some(held) = self.held.as_mut().filter(same) {
+        // A group waits for all its ranks, also for one that holds the adapter.
+        if load.nccl.is_none()
+            && let Some(held) = self.held.as_mut().filter(same)
+        {
             held.version = Some(version);
             let again = held.clone();
             return self.send(Message::AdapterLoaded(again));
@@ -277,6 +282,7 @@ impl State {
         actions.push(Action::Fetch {
             version,
             bytes: load.bytes,
+            nccl: load.nccl,
         });
     }
 

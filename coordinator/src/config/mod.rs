@@ -22,9 +22,9 @@ use std::{
 
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype, EvalSection, LearnerSection,
-    LoraSection, Loss, ModelSection, RewardKind, RewardSection, RolloutSection, RunSection,
-    SamplingSection, WorkerSection,
+    AdapterTransport, AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype,
+    EvalSection, LearnerSection, LoraSection, Loss, ModelSection, RewardKind, RewardSection,
+    RolloutSection, RunSection, SamplingSection, WorkerSection,
 };
 
 use tina_model::ModelSource;

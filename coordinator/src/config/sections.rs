@@ -272,6 +272,16 @@ section! {
     }
 }
 
+choices! {
+    /// How a new adapter gets to workers on other GPUs of the learner's machine.
+    AdapterTransport {
+        /// As to all others: by gRPC.
+        Grpc = "grpc",
+        /// The learner broadcasts it.
+        Nccl = "nccl",
+    }
+}
+
 section! {
     /// How the processes find, trust and wait for each other.
     ClusterSection {
@@ -305,6 +315,11 @@ section! {
         /// The run fails if no learner and worker are ready by then, models loaded.
         #[unit = "s"]
         start_timeout_s: f64 = 1800.0;
+        /// `grpc`: workers fetch a new adapter from the coordinator; over loopback a large one
+        /// (74 MB) takes a fraction of a second. `nccl`: the learner broadcasts it to workers on
+        /// other GPUs of its machine; all other workers, and whatever fails, go by gRPC. Worth a
+        /// try where adapters are larger than that or the processors are busy.
+        adapter_transport: AdapterTransport = AdapterTransport::Grpc;
     }
 }
 

@@ -58,6 +58,7 @@ impl RunConfig {
             probe_tokens,
             max_sequence_tokens,
             run_dir: run_dir.to_owned(),
+            adapter_transport: self.cluster.adapter_transport.as_str().to_owned(),
         }
     }
 

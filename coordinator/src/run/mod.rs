@@ -2,9 +2,11 @@
 //!
 //! - [`run()`]: sets everything up, keeps the run going, takes everything down.
 //! - `folder`: the run's folder. `prompts`: what each round asks. `adapters`: adapters on disk.
-//! - `shell`: the task that owns the scheduler. `obey`: its commands, done.
+//! - `shell`: the task that owns the scheduler. `obey`: its commands, done. `broadcast`: who gets
+//!   adapters by NCCL.
 
 mod adapters;
+mod broadcast;
 mod folder;
 mod obey;
 mod prompts;

@@ -86,6 +86,7 @@ impl Shell {
                 let load = v1::LoadAdapter {
                     version: Some(version.to_wire()),
                     bytes,
+                    nccl: self.broadcasts.place(session, version),
                 };
                 follow.extend(self.command(session, worker_command::Command::LoadAdapter(load)));
             }

@@ -15,8 +15,8 @@ use tina_proto::v1::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    CoordinatorError, RunEvent, RunSummary, adapters::Shelf, folder::Folder, prompts::Prompts,
-    worker_id,
+    CoordinatorError, RunEvent, RunSummary, adapters::Shelf, broadcast::Broadcasts, folder::Folder,
+    prompts::Prompts, worker_id,
 };
 use crate::{
     config::RunConfig,
@@ -89,6 +89,7 @@ pub(super) struct Shell {
     /// The coordinator's work up to the last step.
     pub(super) coordinator_before: Duration,
     pub(super) saved: Option<Version>,
+    pub(super) broadcasts: Broadcasts,
     reported: (Instant, i32, u64),
 }
 
@@ -104,6 +105,7 @@ impl Shell {
             tokens_trained: 0,
             coordinator_before: Duration::ZERO,
             saved: None,
+            broadcasts: Broadcasts::default(),
             reported: (parts.started, -1, 0),
             parts,
         }
@@ -164,6 +166,7 @@ impl Shell {
     }
 
     fn arrive(&mut self, inbound: Inbound) {
+        self.broadcasts.note(&inbound);
         match inbound {
             Inbound::Worker {
                 session,
@@ -275,6 +278,10 @@ impl Shell {
             self.parts
                 .scheduler
                 .handle(self.parts.started.elapsed(), event, &mut commands);
+            if let Some((session, order)) = self.broadcasts.plan(&commands) {
+                let order = learner_command::Command::Broadcast(order);
+                events.extend(self.tell_learner(session, [order]));
+            }
             for command in commands.drain(..) {
                 self.obey(command, &mut before, &mut events);
             }

@@ -485,10 +485,12 @@ async fn serve_learner(
                         ..Default::default()
                     }),
                     adapter_bytes: bytes.len() as u64,
+                    ..Default::default()
                 };
                 say(learner_message::Message::StepResult(result)).await?;
             }
             learner_command::Command::Stop(_) => return Some(true),
+            learner_command::Command::Broadcast(_) => return Some(false), // not offered
         }
     }
 }

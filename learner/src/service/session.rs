@@ -142,6 +142,11 @@ impl Session {
         }
     }
 
+    /// The way that adapters go by.
+    pub(super) fn transport(&self) -> GrpcTransport {
+        self.transport.clone()
+    }
+
     /// Heartbeats from now on, whatever else this session waits for.
     pub(super) fn beat(&mut self, every_ms: u32, activity: Arc<Activity>) {
         let (least, most) = HEARTBEAT_MS;

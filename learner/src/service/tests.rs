@@ -344,6 +344,7 @@ impl Stage {
             probe_tokens: train.probe,
             max_sequence_tokens: 64,
             run_dir: self.folder.path().join("run").display().to_string(),
+            ..Default::default()
         }
     }
 

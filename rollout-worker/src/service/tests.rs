@@ -85,7 +85,7 @@ impl Peer {
     async fn load(&mut self, version: &PolicyVersion) -> Vec<f32> {
         let load = LoadAdapter {
             version: Some(version.clone()),
-            bytes: 0,
+            ..LoadAdapter::default()
         };
         self.say(Command::LoadAdapter(load)).await;
         match self.hear().await {
@@ -374,8 +374,11 @@ async fn a_version_that_cannot_be_fetched_is_answered_with_the_reason() {
     peer.say(Command::Welcome(stage.welcome())).await;
     peer.ready().await;
     let version = Some(PolicyVersion::of_bytes(3, b"unheard of"));
-    peer.say(Command::LoadAdapter(LoadAdapter { version, bytes: 0 }))
-        .await;
+    let load = LoadAdapter {
+        version,
+        ..LoadAdapter::default()
+    };
+    peer.say(Command::LoadAdapter(load)).await;
     match peer.hear().await {
         Message::AdapterLoaded(loaded) => assert!(loaded.error.contains("no such adapter")),
         other => panic!("{other:?}"),

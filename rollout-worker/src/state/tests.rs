@@ -45,7 +45,11 @@ fn version(step: u64, content: &str) -> PolicyVersion {
 
 fn load(step: u64, content: &str) -> WorkerCommand {
     let version = Some(version(step, content));
-    command(Command::LoadAdapter(LoadAdapter { version, bytes: 7 }))
+    command(Command::LoadAdapter(LoadAdapter {
+        version,
+        bytes: 7,
+        nccl: None,
+    }))
 }
 
 fn sample(group_id: u64, indices: &[u32]) -> WorkerCommand {
@@ -208,10 +212,7 @@ fn an_adapter_that_cannot_be_fetched_is_told_and_work_goes_on() {
     assert_eq!(said(&mut state), ["loaded 1 failed"]);
     // The same adapter may be asked for again.
     assert_eq!(done(state.command(load(1, "next"))), ["fetch 1"]);
-    let nameless = command(Command::LoadAdapter(LoadAdapter {
-        version: None,
-        bytes: 0,
-    }));
+    let nameless = command(Command::LoadAdapter(LoadAdapter::default()));
     state.fetched(version(1, "next"), Err("gone".to_owned()));
     assert!(state.command(nameless).is_empty());
     assert_eq!(said(&mut state), ["loaded 1 failed", "loaded 0 failed"]);
@@ -222,6 +223,25 @@ fn an_adapter_that_is_held_is_acknowledged_at_once_under_any_step() {
     let mut state = ready();
     assert!(state.command(load(5, "adapter")).is_empty());
     assert_eq!(said(&mut state), ["loaded 5"]);
+}
+
+#[test]
+fn an_adapter_that_is_held_is_taken_again_where_a_group_waits_for_this_worker() {
+    let mut state = ready();
+    let group = NcclGroup {
+        id: vec![1; 128],
+        rank: 1,
+        world: 2,
+    };
+    let actions = state.command(command(Command::LoadAdapter(LoadAdapter {
+        version: Some(version(5, "adapter")),
+        bytes: 7,
+        nccl: Some(group.clone()),
+    })));
+    match actions.as_slice() {
+        [Action::Fetch { bytes: 7, nccl, .. }] => assert_eq!(*nccl, Some(group)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
