@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     error::{BenchError, Result},
-    processes::{Memory, Watch},
+    processes::{Usage, Watch},
 };
 
 const WHAT: &str = "tina up";
@@ -75,7 +75,7 @@ pub(crate) struct Run {
     pub(crate) start_seconds: f64,
     /// Without the first, whose beginning no report marks.
     pub(crate) steps: Vec<Step>,
-    pub(crate) memory: Memory,
+    pub(crate) usage: Usage,
     /// As the worker names its device.
     pub(crate) device: String,
     pub(crate) numerics: String,
@@ -158,12 +158,12 @@ impl Up {
             .next()
             .and_then(|worker| worker.device);
         let device = device.unwrap_or_default();
-        let memory = running.watch.memory();
+        let usage = running.watch.usage();
         running.watch.end();
         Ok(Run {
             start_seconds: log.sampling_since.unwrap_or_default().as_secs_f64(),
             steps: log.steps(),
-            memory,
+            usage,
             device: device.name,
             numerics: device.numerics,
         })

@@ -15,7 +15,7 @@ use tokio::{process::Command, time::timeout};
 use crate::{
     cluster::tail,
     error::{BenchError, Result},
-    processes::{Memory, Watch},
+    processes::{Usage, Watch},
 };
 
 const WHAT: &str = "the peer's script";
@@ -86,7 +86,7 @@ pub(crate) struct PeerReport {
 pub(crate) struct PeerRun {
     #[serde(flatten)]
     pub(crate) report: PeerReport,
-    pub(crate) memory: Memory,
+    pub(crate) usage: Usage,
 }
 
 impl Peer {
@@ -135,7 +135,7 @@ impl Peer {
                 tail,
             });
         }
-        let memory = watch.memory();
+        let usage = watch.usage();
         watch.end();
         let text = fs::read_to_string(&output).map_err(BenchError::file(&output))?;
         let mut report: PeerReport = serde_json::from_str(text.lines().last().unwrap_or_default())?;
@@ -149,6 +149,6 @@ impl Peer {
         }
         // As with ours: the first step warms up.
         report.steps.remove(0);
-        Ok(Some(PeerRun { report, memory }))
+        Ok(Some(PeerRun { report, usage }))
     }
 }

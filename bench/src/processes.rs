@@ -1,4 +1,5 @@
-//! A process and all its descendants, as `/proc` tells of them: their memory, and their end.
+//! A process and all its descendants, as `/proc` tells of them: their memory, their end, and who
+//! else had the processors meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -21,21 +22,38 @@ const SEARCH_EVERY: u32 = 5;
 /// How long descendants may outlive their ancestor before they are killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The memory of a tree of processes.
+/// What a tree of processes took.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Memory {
+pub(crate) struct Usage {
     /// Most resident memory of all processes together at one time, in MiB. Pages that two
     /// processes share count twice.
     pub(crate) peak_together_mib: f64,
     /// Each process's own peak, by role, in MiB.
     pub(crate) peak_by_role_mib: BTreeMap<String, f64>,
+    /// Share of all processors' time that others took: a figure is worth something where this is
+    /// near 0.
+    pub(crate) foreign_cpu_share: f64,
+}
+
+/// What one process took.
+#[derive(Clone, Debug, Default)]
+struct Process {
+    role: String,
+    peak_kib: u64,
+    cpu_ticks: u64,
+}
+
+/// Time of all processors since the system started, in ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Processors {
+    busy: u64,
+    all: u64,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     together_kib: u64,
-    /// Role and peak of every process so far.
-    processes: BTreeMap<u32, (String, u64)>,
+    processes: BTreeMap<u32, Process>,
 }
 
 /// Watches a process and its descendants until it is asked for the result.
@@ -43,6 +61,7 @@ struct Seen {
 pub(crate) struct Watch {
     seen: Arc<Mutex<Seen>>,
     over: Arc<AtomicBool>,
+    before: Processors,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -68,21 +87,28 @@ impl Watch {
         Self {
             seen,
             over,
+            before: processors(),
             thread: Some(thread),
         }
     }
 
-    /// What was seen.
-    pub(crate) fn memory(&self) -> Memory {
+    /// What was seen so far.
+    pub(crate) fn usage(&self) -> Usage {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut peak_by_role_mib = BTreeMap::new();
-        for (role, kib) in seen.processes.values() {
-            let peak: &mut f64 = peak_by_role_mib.entry(role.clone()).or_default();
-            *peak = peak.max(mib(*kib));
+        for process in seen.processes.values() {
+            let peak: &mut f64 = peak_by_role_mib.entry(process.role.clone()).or_default();
+            *peak = peak.max(mib(process.peak_kib));
         }
-        Memory {
+        let own = seen
+            .processes
+            .values()
+            .map(|process| process.cpu_ticks)
+            .sum();
+        Usage {
             peak_together_mib: mib(seen.together_kib),
             peak_by_role_mib,
+            foreign_cpu_share: foreign_share(self.before, processors(), own),
         }
     }
 
@@ -133,12 +159,12 @@ fn look(pids: &[u32], seen: &mut Seen) {
     for pid in pids {
         let Some(status) = status(*pid) else { continue };
         together += field(&status, "VmRSS:");
-        let peak = field(&status, "VmHWM:");
-        let entry = seen
-            .processes
-            .entry(*pid)
-            .or_insert_with(|| (role(*pid), 0));
-        entry.1 = entry.1.max(peak);
+        let process = seen.processes.entry(*pid).or_insert_with(|| Process {
+            role: role(*pid),
+            ..Process::default()
+        });
+        process.peak_kib = process.peak_kib.max(field(&status, "VmHWM:"));
+        process.cpu_ticks = process.cpu_ticks.max(cpu_ticks(*pid).unwrap_or(0));
     }
     seen.together_kib = seen.together_kib.max(together);
 }
@@ -154,6 +180,46 @@ fn field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
+}
+
+/// The fields of a process's `stat` after its name, which may hold anything.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some(fields.map(str::to_owned).collect())
+}
+
+/// Processor time of a process, in ticks.
+fn cpu_ticks(pid: u32) -> Option<u64> {
+    let stat = stat(pid)?;
+    Some(stat.get(11)?.parse::<u64>().ok()? + stat.get(12)?.parse::<u64>().ok()?)
+}
+
+fn processors() -> Processors {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    parse_processors(text.lines().next().unwrap_or_default())
+}
+
+/// `cpu user nice system idle iowait irq softirq steal ...`; steal is what another machine on the
+/// same processors took.
+fn parse_processors(line: &str) -> Processors {
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .map_while(|t| t.parse().ok())
+        .collect();
+    let all = ticks.iter().take(8).sum();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    Processors {
+        busy: all - idle,
+        all,
+    }
+}
+
+fn foreign_share(before: Processors, after: Processors, own: u64) -> f64 {
+    let busy = after.busy.saturating_sub(before.busy);
+    let all = after.all.saturating_sub(before.all).max(1);
+    busy.saturating_sub(own) as f64 / all as f64
 }
 
 /// A role of `tina` by its subcommand, anything else by its program.
@@ -177,18 +243,7 @@ fn parents() -> Vec<(u32, u32)> {
     let pids = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let parent = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // pid (name, which may hold anything) state parent ...
-        let parent = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()?;
-        Some((pid, parent))
-    };
+    let parent = |pid: u32| Some((pid, stat(pid)?.get(1)?.parse().ok()?));
     pids.filter_map(parent).collect()
 }
 
@@ -219,6 +274,21 @@ mod tests {
     }
 
     #[test]
+    fn what_others_took_is_told_from_what_the_processes_took() {
+        let before = parse_processors("cpu 100 0 50 800 50 0 0 0 7 7");
+        assert_eq!(
+            before,
+            Processors {
+                busy: 150,
+                all: 1000
+            }
+        );
+        let after = parse_processors("cpu 180 0 60 890 60 0 0 10 7 7");
+        assert_eq!(foreign_share(before, after, 70), 0.15);
+        assert_eq!(foreign_share(before, after, 120), 0.0);
+    }
+
+    #[test]
     fn a_process_is_watched_with_its_children_until_all_are_gone() {
         let mut child = Command::new("sh")
             .args(["-c", "sleep 0.7; true"])
@@ -226,7 +296,7 @@ mod tests {
             .unwrap();
         let watch = Watch::start(child.id());
         child.wait().unwrap();
-        let memory = watch.memory();
+        let memory = watch.usage();
         assert!(memory.peak_by_role_mib.contains_key("sleep"), "{memory:?}");
         let alone = memory
             .peak_by_role_mib

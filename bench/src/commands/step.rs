@@ -333,19 +333,28 @@ fn print(results: &Results) {
         f64::from(s.completions_trained)
     });
 
-    let together = median(results.ours.iter().map(|run| run.memory.peak_together_mib));
+    let together = median(results.ours.iter().map(|run| run.usage.peak_together_mib));
     report.row("peak memory, all processes, MiB", together, |column| {
         Some(median(
-            column.runs.iter().map(|run| run.memory.peak_together_mib),
+            column.runs.iter().map(|run| run.usage.peak_together_mib),
         ))
     });
     for role in ["coordinator", "rollout-worker", "learner"] {
         let peaks = results
             .ours
             .iter()
-            .filter_map(|run| run.memory.peak_by_role_mib.get(role));
+            .filter_map(|run| run.usage.peak_by_role_mib.get(role));
         report.only(&format!("  {role}, MiB"), median(peaks.copied()));
     }
+    let foreign = median(results.ours.iter().map(|run| run.usage.foreign_cpu_share));
+    report.row(
+        "others' share of the processors, %",
+        100.0 * foreign,
+        |column| {
+            let shares = column.runs.iter().map(|run| run.usage.foreign_cpu_share);
+            Some(100.0 * median(shares))
+        },
+    );
     let start = median(results.ours.iter().map(|run| run.start_seconds));
     report.row("start to first step, s", start, |column| {
         Some(median(
