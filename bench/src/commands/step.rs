@@ -83,7 +83,9 @@ struct Results {
     threads: usize,
     ours: Vec<Run>,
     first_token_seconds: Vec<f64>,
-    floor: Floor,
+    /// None when no step's completions all went through the learner: its records don't tell then
+    /// how long the prompts were.
+    floor: Option<Floor>,
     peak_gflops: Option<f64>,
     peers: Vec<PeerColumn>,
 }
@@ -141,7 +143,7 @@ async fn measure(args: &Args) -> Result<()> {
         threads: available_parallelism().map_or(1, usize::from),
         ours: Vec::new(),
         first_token_seconds: Vec::new(),
-        floor: Floor::default(),
+        floor: None,
         peak_gflops: args.peak_gflops,
         peers: peers
             .iter()
@@ -174,7 +176,7 @@ async fn measure(args: &Args) -> Result<()> {
     }
     results.peers.retain(|column| !column.runs.is_empty());
     let work = work(&results, f64::from(config.algorithm.prompts_per_step));
-    results.floor = floor(&model, config.lora.rank as usize, &work);
+    results.floor = work.map(|work| floor(&model, config.lora.rank as usize, &work));
     print(&results);
     args.out
         .as_deref()
@@ -239,18 +241,22 @@ impl Args {
 
 /// What a step computed. Its records tell the prompts' tokens (each prompt counted once) when all
 /// completions went through the learner.
-fn work(results: &Results, prompts: f64) -> Work {
-    let all = results
+fn work(results: &Results, prompts: f64) -> Option<Work> {
+    let all: Vec<f64> = results
         .steps()
-        .filter(|s| u64::from(s.completions_trained) == s.completions);
-    let prompt_tokens =
-        median(all.map(|s| (s.rows_forwarded + s.completions - s.tokens_sampled) as f64));
-    Work {
+        .filter(|s| u64::from(s.completions_trained) == s.completions)
+        .map(|s| (s.rows_forwarded + s.completions - s.tokens_sampled) as f64)
+        .collect();
+    if all.is_empty() {
+        return None;
+    }
+    let prompt_tokens = median(all);
+    Some(Work {
         prompt_tokens,
         prompt_length: prompt_tokens / prompts,
         completions: results.median(|s| s.completions as f64),
         completion_tokens: results.median(|s| s.tokens_sampled as f64),
-    }
+    })
 }
 
 /// The table: our column first, then one for each peer.
@@ -368,11 +374,12 @@ fn print(results: &Results) {
         .map(|s| s.logprob_diff_max)
         .fold(0.0, f64::max);
     report.only("worker to learner, largest |log-prob difference|", diff);
-    let gflop = results.floor.total_gflop();
-    report.only("floor, GFLOP", gflop);
-    report.only("  reached, GFLOP/s", gflop / seconds);
-    if let Some(peak) = results.peak_gflops {
-        report.only("floor at the machine's peak, s", gflop / peak);
+    if let Some(gflop) = results.floor.map(|floor| floor.total_gflop()) {
+        report.only("floor, GFLOP", gflop);
+        report.only("  reached, GFLOP/s", gflop / seconds);
+        if let Some(peak) = results.peak_gflops {
+            report.only("floor at the machine's peak, s", gflop / peak);
+        }
     }
     print!("{}", report.table);
     for column in &results.peers {
