@@ -8,14 +8,15 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tina_proto::{adapters::NCCL_INTERFACE_VARIABLE, auth::TOKEN_VARIABLE};
+use tina_proto::{adapters::NCCL_INTERFACE_VARIABLE, auth::TOKEN_VARIABLE, v1::RunStatus};
 use tokio::{
     process::{Child, Command},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -25,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 const QUICK: Duration = Duration::from_secs(10);
 /// Quick deaths in a row after which the run is stopped.
 const QUICK_DEATHS: u32 = 3;
+/// Deaths without a step or an evaluation done after which the run is stopped, however long the
+/// process lived each time.
+const VAIN_DEATHS: u32 = 5;
 /// Pause before the first restart; it doubles with every quick death.
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// How long a process that was told to stop may take, before SIGTERM, and again before SIGKILL.
@@ -45,11 +49,20 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RestartPolicy {
     quick_deaths: u32,
+    vain_deaths: u32,
+    done: u64,
 }
 
 impl RestartPolicy {
-    /// A process died after it lived so long.
-    pub fn died(&mut self, lived: Duration) -> Verdict {
+    /// A process died after it lived so long, when the run had `done` so many steps and evaluations.
+    pub fn died(&mut self, lived: Duration, done: u64) -> Verdict {
+        if done != self.done {
+            (self.done, self.vain_deaths) = (done, 0);
+        }
+        self.vain_deaths += 1;
+        if self.vain_deaths >= VAIN_DEATHS {
+            return Verdict::GiveUp;
+        }
         if lived >= QUICK {
             self.quick_deaths = 0;
             return Verdict::Restart(BACK_OFF);
@@ -93,8 +106,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the processes; `deaths` hears of one that won't live.
-    pub fn start(roles: Vec<Role>, deaths: &mpsc::UnboundedSender<GaveUp>) -> Self {
+    /// Starts the processes; `deaths` hears of one that won't live. `status` tells how far the run
+    /// is.
+    pub fn start(
+        roles: Vec<Role>,
+        deaths: &mpsc::UnboundedSender<GaveUp>,
+        status: &watch::Receiver<Arc<RunStatus>>,
+    ) -> Self {
         let (ending, now) = (CancellationToken::new(), CancellationToken::new());
         let tasks = roles
             .into_iter()
@@ -102,6 +120,7 @@ impl Supervisor {
                 tokio::spawn(keep_running(
                     role,
                     deaths.clone(),
+                    status.clone(),
                     ending.clone(),
                     now.clone(),
                 ))
@@ -131,6 +150,7 @@ impl Supervisor {
 async fn keep_running(
     role: Role,
     deaths: mpsc::UnboundedSender<GaveUp>,
+    status: watch::Receiver<Arc<RunStatus>>,
     ending: CancellationToken,
     now: CancellationToken,
 ) {
@@ -161,7 +181,8 @@ async fn keep_running(
         );
         tracing::warn!("{note}");
         append(&role.log, &note);
-        match policy.died(lived) {
+        let done = done(&status.borrow());
+        match policy.died(lived, done) {
             Verdict::Restart(pause) => {
                 tokio::select! {
                     () = sleep(pause) => {}
@@ -169,11 +190,15 @@ async fn keep_running(
                 }
             }
             Verdict::GiveUp => {
+                let how_often = if policy.vain_deaths >= VAIN_DEATHS {
+                    format!("{VAIN_DEATHS} times without a step done in between")
+                } else {
+                    let seconds = QUICK.as_secs();
+                    format!("{QUICK_DEATHS} times in a row within {seconds} s of its start")
+                };
                 let text = format!(
-                    "{} died {QUICK_DEATHS} times in a row within {} s of its start ({end}); the \
-                     end of {}:\n{}",
+                    "{} died {how_often} ({end}); the end of {}:\n{}",
                     role.name,
-                    QUICK.as_secs(),
                     role.log.display(),
                     last_lines(&role.log)
                 );
@@ -182,6 +207,11 @@ async fn keep_running(
             }
         }
     }
+}
+
+/// Steps and evaluations done.
+fn done(status: &RunStatus) -> u64 {
+    status.step + status.evals.len() as u64
 }
 
 fn spawn(role: &Role) -> std::io::Result<Child> {
@@ -273,12 +303,29 @@ mod tests {
     fn three_quick_deaths_in_a_row_are_the_end_and_a_long_life_starts_over() {
         let mut policy = RestartPolicy::default();
         let quick = Duration::from_secs(1);
-        assert_eq!(policy.died(quick), Verdict::Restart(BACK_OFF));
-        assert_eq!(policy.died(quick), Verdict::Restart(2 * BACK_OFF));
-        assert_eq!(policy.died(QUICK), Verdict::Restart(BACK_OFF));
-        assert_eq!(policy.died(quick), Verdict::Restart(BACK_OFF));
-        assert_eq!(policy.died(quick), Verdict::Restart(2 * BACK_OFF));
-        assert_eq!(policy.died(quick), Verdict::GiveUp);
+        assert_eq!(policy.died(quick, 0), Verdict::Restart(BACK_OFF));
+        assert_eq!(policy.died(quick, 0), Verdict::Restart(2 * BACK_OFF));
+        assert_eq!(policy.died(QUICK, 0), Verdict::Restart(BACK_OFF));
+        // A step is done; that the process dies so quickly is no better for it.
+        assert_eq!(policy.died(quick, 1), Verdict::Restart(BACK_OFF));
+        assert_eq!(policy.died(quick, 1), Verdict::Restart(2 * BACK_OFF));
+        assert_eq!(policy.died(quick, 1), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn slow_deaths_are_the_end_when_no_step_is_done_between_them() {
+        let mut policy = RestartPolicy::default();
+        for step in 0..10 {
+            for _ in 1..VAIN_DEATHS {
+                assert_eq!(policy.died(2 * QUICK, step), Verdict::Restart(BACK_OFF));
+            }
+        }
+        assert_eq!(policy.died(2 * QUICK, 9), Verdict::GiveUp);
+    }
+
+    /// Of a run in which nothing is done.
+    fn no_step() -> watch::Receiver<Arc<RunStatus>> {
+        watch::channel(Arc::default()).1
     }
 
     fn shell(folder: &Path, script: &str) -> Role {
@@ -296,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (deaths, mut heard) = mpsc::unbounded_channel();
         let role = shell(folder.path(), "echo token=$TINA_TOKEN >&2; exit 7");
-        let supervisor = Supervisor::start(vec![role], &deaths);
+        let supervisor = Supervisor::start(vec![role], &deaths, &no_step());
         let GaveUp(text) = timeout(Duration::from_secs(20), heard.recv())
             .await
             .unwrap()
@@ -317,7 +364,7 @@ mod tests {
             "trap '' TERM; echo ready; while :; do sleep 0.1; done",
         );
         let log = role.log.clone();
-        let supervisor = Supervisor::start(vec![role], &deaths);
+        let supervisor = Supervisor::start(vec![role], &deaths, &no_step());
         while !std::fs::read_to_string(&log)
             .unwrap_or_default()
             .contains("ready")

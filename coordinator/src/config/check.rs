@@ -224,6 +224,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         config.cluster.start_timeout_s > 0.0,
         positive,
     );
+    check(
+        "cluster.progress_timeout_s",
+        config.cluster.progress_timeout_s > 0.0,
+        positive,
+    );
 
     check_modules(config, reader);
     check_rewards(config, reader);

@@ -312,9 +312,14 @@ section! {
         /// A worker that has not loaded a new adapter by then is held to be lost.
         #[unit = "s"]
         sync_timeout_s: f64 = 120.0;
-        /// The run fails if no learner and worker are ready by then, models loaded.
+        /// The run fails if no learner and worker are ready by then, models loaded, or if it later
+        /// stands still for so long because there is none.
         #[unit = "s"]
         start_timeout_s: f64 = 1800.0;
+        /// A worker or learner that lives but gets on with none of its work for so long is told to
+        /// end. More than the longest single pass over a completion takes.
+        #[unit = "s"]
+        progress_timeout_s: f64 = 600.0;
         /// `grpc`: workers fetch a new adapter from the coordinator; over loopback a large one
         /// (74 MB) takes a fraction of a second. `nccl`: the learner broadcasts it to workers on
         /// other GPUs of its machine; all other workers, and whatever fails, go by gRPC. Worth a

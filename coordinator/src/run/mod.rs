@@ -251,10 +251,11 @@ pub async fn run(
     let prompts = Prompts::new(&config, data, &text.stop_token_ids);
     let tokenizer = Arc::new(text.tokenizer);
     let scorer = Scorer::new(tokenizer, rewards, config.eval_reward());
-    let scheduler = Scheduler::new(plan(&config), resumed.restored);
+    let launch = options.launch && config.cluster.launch;
+    let scheduler = Scheduler::new(plan(&config, launch), resumed.restored);
     let history = History::new(resumed.tail, resumed.evals);
     let (deaths, mourning) = mpsc::unbounded_channel();
-    let supervisor = if options.launch && config.cluster.launch {
+    let supervisor = if launch {
         let exe = match options.exe {
             Some(exe) => exe,
             None => std::env::current_exe().map_err(|source| CoordinatorError::File {
@@ -265,9 +266,10 @@ pub async fn run(
         Supervisor::start(
             roles(&config, &folder, &exe, &url, token.as_deref()),
             &deaths,
+            &status.subscribe(),
         )
     } else {
-        Supervisor::start(Vec::new(), &deaths)
+        Supervisor::start(Vec::new(), &deaths, &status.subscribe())
     };
 
     let mut shell = Shell::new(shell::Parts {
@@ -318,7 +320,7 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     Ok((text, data))
 }
 
-fn plan(config: &RunConfig) -> Plan {
+fn plan(config: &RunConfig, launch: bool) -> Plan {
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX / 4);
     let cluster = &config.cluster;
     Plan {
@@ -335,6 +337,12 @@ fn plan(config: &RunConfig) -> Plan {
         learner_timeout: seconds(2.0 * cluster.worker_timeout_s),
         sync_deadline: seconds(cluster.sync_timeout_s),
         start_timeout: seconds(cluster.start_timeout_s),
+        progress_timeout: seconds(cluster.progress_timeout_s),
+        launched_workers: if launch {
+            config.rollout.workers.len()
+        } else {
+            0
+        },
         probe_tolerance: PROBE_TOLERANCE,
     }
 }

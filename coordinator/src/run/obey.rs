@@ -16,9 +16,24 @@ use crate::{
     data::Prompt,
     journal::Write,
     scheduler::types::{Command, Event, RoundId, Scored, Session, Version},
-    services::Outbox,
     status::{eval_record, step_record},
 };
+
+/// Tells a worker's process to end.
+pub(super) fn stop_worker(reason: String) -> WorkerCommand {
+    let stop = v1::WorkerStop { reason };
+    WorkerCommand {
+        command: Some(worker_command::Command::Stop(stop)),
+    }
+}
+
+/// Tells the learner's process to end.
+pub(super) fn stop_learner(reason: String) -> LearnerCommand {
+    let stop = v1::LearnerStop { reason };
+    LearnerCommand {
+        command: Some(learner_command::Command::Stop(stop)),
+    }
+}
 
 impl Shell {
     /// Sends a worker a command; if that can't be, what follows.
@@ -45,10 +60,7 @@ impl Shell {
         session: Session,
         commands: impl IntoIterator<Item = learner_command::Command>,
     ) -> Option<Event> {
-        let (_, outbox) = self
-            .learner
-            .as_ref()
-            .filter(|learner| learner.0 == session)?;
+        let outbox = self.learners.get(&session)?;
         let sent = commands.into_iter().all(|command| {
             outbox.send(LearnerCommand {
                 command: Some(command),
@@ -58,18 +70,13 @@ impl Shell {
             return None;
         }
         let reason = "it doesn't read its commands".to_owned();
-        if let Some((_, outbox)) = self.learner.take() {
+        if let Some(outbox) = self.learners.remove(&session) {
             outbox.close(&reason);
         }
         Some(Event::LearnerLost { session, reason })
     }
 
-    pub(super) fn obey(
-        &mut self,
-        command: Command,
-        before: &mut Option<(Session, Outbox<LearnerCommand>)>,
-        follow: &mut VecDeque<Event>,
-    ) {
+    pub(super) fn obey(&mut self, command: Command, follow: &mut VecDeque<Event>) {
         match command {
             Command::RecordStart {
                 version,
@@ -122,10 +129,18 @@ impl Shell {
                 }
             }
             Command::CloseLearner { session, reason } => {
-                for place in [before, &mut self.learner] {
-                    if let Some((_, outbox)) = place.take_if(|learner| learner.0 == session) {
-                        outbox.close(&reason);
-                    }
+                if let Some(outbox) = self.learners.remove(&session) {
+                    outbox.close(&reason);
+                }
+            }
+            Command::StopWorker { session, reason } => {
+                if let Some(outbox) = self.workers.remove(&session) {
+                    outbox.finish(stop_worker(reason));
+                }
+            }
+            Command::StopLearner { session, reason } => {
+                if let Some(outbox) = self.learners.remove(&session) {
+                    outbox.finish(stop_learner(reason));
                 }
             }
             Command::WelcomeLearner { session, resume } => {

@@ -15,8 +15,13 @@ use tina_proto::v1::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    CoordinatorError, RunEvent, RunSummary, adapters::Shelf, broadcast::Broadcasts, folder::Folder,
-    prompts::Prompts, worker_id,
+    CoordinatorError, RunEvent, RunSummary,
+    adapters::Shelf,
+    broadcast::Broadcasts,
+    folder::Folder,
+    obey::{stop_learner, stop_worker},
+    prompts::Prompts,
+    worker_id,
 };
 use crate::{
     config::RunConfig,
@@ -78,7 +83,8 @@ pub(super) struct Parts {
 pub(super) struct Shell {
     pub(super) parts: Parts,
     pub(super) workers: HashMap<Session, Outbox<WorkerCommand>>,
-    pub(super) learner: Option<(Session, Outbox<LearnerCommand>)>,
+    /// The learner's, and for a moment that of one that takes its place or is turned away.
+    pub(super) learners: HashMap<Session, Outbox<LearnerCommand>>,
     /// Waiting to be scored, all in one go.
     pub(super) unscored: Vec<(Arc<str>, v1::Completion, RoundId, u32)>,
     pub(super) outcome: Option<Outcome>,
@@ -89,6 +95,8 @@ pub(super) struct Shell {
     /// The coordinator's work up to the last step.
     pub(super) coordinator_before: Duration,
     pub(super) saved: Option<Version>,
+    /// The version whose adapter the store may not drop.
+    pinned: Option<Version>,
     pub(super) broadcasts: Broadcasts,
     reported: (Instant, i32, u64),
 }
@@ -97,7 +105,7 @@ impl Shell {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
             workers: HashMap::new(),
-            learner: None,
+            learners: HashMap::new(),
             unscored: Vec::new(),
             outcome: None,
             busy: Duration::ZERO,
@@ -105,6 +113,7 @@ impl Shell {
             tokens_trained: 0,
             coordinator_before: Duration::ZERO,
             saved: None,
+            pinned: None,
             broadcasts: Broadcasts::default(),
             reported: (parts.started, -1, 0),
             parts,
@@ -188,9 +197,8 @@ impl Shell {
                 hello,
                 outbox,
             } => {
-                // The one before goes only when the scheduler says so.
-                let before = self.learner.replace((session, outbox));
-                self.handle_with(Event::LearnerHello { session, hello }, before);
+                self.learners.insert(session, outbox);
+                self.handle(Event::LearnerHello { session, hello });
             }
             Inbound::Malformed { session, failed } => {
                 let (group_id, sample_indices) = (failed.group_id, failed.sample_indices.clone());
@@ -206,9 +214,7 @@ impl Shell {
             Inbound::Event(event) => {
                 match &event {
                     Event::WorkerLost { session, .. } => drop(self.workers.remove(session)),
-                    Event::LearnerLost { session, .. } => {
-                        self.learner.take_if(|learner| learner.0 == *session);
-                    }
+                    Event::LearnerLost { session, .. } => drop(self.learners.remove(session)),
                     _ => {}
                 }
                 self.handle(event);
@@ -263,15 +269,11 @@ impl Shell {
         let mut follow = VecDeque::new();
         commands
             .into_iter()
-            .for_each(|command| self.obey(command, &mut None, &mut follow));
-    }
-
-    fn handle(&mut self, event: Event) {
-        self.handle_with(event, None);
+            .for_each(|command| self.obey(command, &mut follow));
     }
 
     /// Hands the scheduler an event, does what it says, and hands it what follows from that.
-    fn handle_with(&mut self, event: Event, mut before: Option<(Session, Outbox<LearnerCommand>)>) {
+    fn handle(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         let mut commands = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -282,12 +284,16 @@ impl Shell {
                 let order = learner_command::Command::Broadcast(order);
                 events.extend(self.tell_learner(session, [order]));
             }
-            for command in commands.drain(..) {
-                self.obey(command, &mut before, &mut events);
+            let policy = self.parts.scheduler.policy();
+            if self.pinned != policy
+                && let Some(version) = policy
+            {
+                self.parts.shared.adapters.pin(version);
+                self.pinned = policy;
             }
-        }
-        if before.is_some() && self.learner.is_none() {
-            self.learner = before; // the newcomer was turned away
+            for command in commands.drain(..) {
+                self.obey(command, &mut events);
+            }
         }
     }
 
@@ -349,18 +355,10 @@ impl Shell {
             _ => "the run was stopped".to_owned(),
         };
         for (_, outbox) in self.workers.drain() {
-            let stop = worker_command::Command::Stop(v1::WorkerStop {
-                reason: reason.clone(),
-            });
-            outbox.finish(WorkerCommand {
-                command: Some(stop),
-            });
+            outbox.finish(stop_worker(reason.clone()));
         }
-        if let Some((_, outbox)) = self.learner.take() {
-            let stop = learner_command::Command::Stop(v1::LearnerStop { reason });
-            outbox.finish(LearnerCommand {
-                command: Some(stop),
-            });
+        for (_, outbox) in self.learners.drain() {
+            outbox.finish(stop_learner(reason.clone()));
         }
         let counters = self.counters();
         let steps = self.parts.scheduler.steps_done();

@@ -1,6 +1,6 @@
-//! The workers: what they hold, what they are handed, what they bring.
+//! The workers: what they hold and what they bring.
 
-use std::{cmp::Reverse, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tina_proto::v1;
 
@@ -38,6 +38,8 @@ pub(super) struct Worker {
     pub(super) load_error: Option<String>,
     pub(super) in_flight: BTreeSet<SampleId>,
     pub(super) last_seen: Duration,
+    /// When it last got on with what it has to do, or had nothing to do.
+    pub(super) progress: Duration,
     pub(super) heartbeat: v1::WorkerHeartbeat,
     pub(super) probe_diff: f32,
 }
@@ -68,7 +70,16 @@ impl Worker {
         self.load_error = None;
     }
 
-    fn free(&self) -> u32 {
+    /// True when it has samples to make, or was told to load this version and hasn't answered.
+    pub(super) fn has_work(&self, policy: Option<Version>) -> bool {
+        let owes_load = self.is_usable()
+            && self.asked.is_some()
+            && self.loaded != policy
+            && self.load_error.is_none();
+        owes_load || !self.in_flight.is_empty()
+    }
+
+    pub(super) fn free(&self) -> u32 {
         self.slots.saturating_sub(self.in_flight.len() as u32)
     }
 }
@@ -84,8 +95,17 @@ impl Scheduler {
             .workers
             .values()
             .find(|w| *w.id == *hello.worker_id)
-            .map(|w| w.session);
-        if let Some(old) = same {
+            .map(|w| (w.session, &w.hello.address));
+        if let Some((old, address)) = same {
+            if process(address) != process(&hello.address) {
+                // Taking turns, the two would get nothing done. Should the one that is here be gone,
+                // its silence ends it.
+                let (id, address) = (&hello.worker_id, process(address));
+                let reason =
+                    format!("this run has a worker {id} already, {address}: give each its own id");
+                out.push(Command::CloseWorker { session, reason });
+                return;
+            }
             let reason = "the same worker dialled in anew".to_owned();
             out.push(Command::CloseWorker {
                 session: old,
@@ -107,16 +127,26 @@ impl Scheduler {
             load_error: None,
             in_flight: BTreeSet::new(),
             last_seen: self.now,
+            progress: self.now,
             heartbeat: v1::WorkerHeartbeat::default(),
             probe_diff: 0.0,
         };
         self.workers.insert(session, worker);
     }
 
-    fn worker(&mut self, session: Session) -> Option<&mut Worker> {
+    /// The worker whose stream this is; notes that it lives.
+    fn heard_worker(&mut self, session: Session) -> Option<&mut Worker> {
         let now = self.now;
         let worker = self.workers.get_mut(&session)?;
         worker.last_seen = now;
+        Some(worker)
+    }
+
+    /// The worker whose stream this is; notes that it lives and gets on.
+    fn worker(&mut self, session: Session) -> Option<&mut Worker> {
+        let now = self.now;
+        let worker = self.heard_worker(session)?;
+        worker.progress = now;
         Some(worker)
     }
 
@@ -130,9 +160,6 @@ impl Scheduler {
             return;
         };
         worker.slots = ready.slots;
-        if ready.device.is_some() {
-            worker.hello.device = ready.device.clone();
-        }
         if ready.device.is_some() {
             worker.hello.device.clone_from(&ready.device);
         }
@@ -171,7 +198,11 @@ impl Scheduler {
     }
 
     pub(super) fn worker_heartbeat(&mut self, session: Session, beat: v1::WorkerHeartbeat) {
-        if let Some(worker) = self.worker(session) {
+        let now = self.now;
+        if let Some(worker) = self.heard_worker(session) {
+            if beat.tokens_total != worker.heartbeat.tokens_total {
+                worker.progress = now;
+            }
             worker.heartbeat = beat;
         }
     }
@@ -439,90 +470,14 @@ impl Scheduler {
             });
         }
     }
+}
 
-    /// Hands out samples to free slots: group by group in order, a group to the worker that has it
-    /// already (its prompt is computed there) or else to the one with the most free slots; what
-    /// doesn't fit there goes to the next. A worker that failed at a sample gets it again only
-    /// when all others failed too.
-    pub(super) fn dispatch(&mut self, out: &mut Vec<Command>) {
-        let Some(round) = &mut self.round else { return };
-        if !round.has_pending() {
-            return;
-        }
-        let version = round.version;
-        let ready: Vec<&Worker> = self
-            .workers
-            .values()
-            .filter(|worker| worker.is_usable() && worker.loaded == Some(version))
-            .collect();
-        let mut free: Vec<(&Worker, u32)> = ready
-            .iter()
-            .map(|worker| (*worker, worker.free()))
-            .filter(|w| w.1 > 0)
-            .collect();
-        let mut sent: Vec<(Session, SampleId)> = Vec::new();
-        let mut from = 0;
-        while !free.is_empty() {
-            let Some((group, indices)) = round.next_pending(from) else {
-                break;
-            };
-            let group_id = round.id.group(group);
-            let may = |worker: &Worker, index: u32| {
-                !round.failed_at(group, index, &worker.id)
-                    || ready
-                        .iter()
-                        .all(|other| round.failed_at(group, index, &other.id))
-            };
-            let choice = free
-                .iter()
-                .enumerate()
-                .filter(|(_, (worker, _))| indices.iter().any(|&index| may(worker, index)))
-                .max_by_key(|(_, (worker, slots))| {
-                    let range = SampleId {
-                        group: group_id,
-                        index: 0,
-                    }..=SampleId {
-                        group: group_id,
-                        index: u32::MAX,
-                    };
-                    let has_it = worker.in_flight.range(range).next().is_some();
-                    (has_it, *slots, Reverse(worker.session))
-                })
-                .map(|(place, _)| place);
-            let Some(place) = choice else {
-                from = group + 1;
-                continue;
-            };
-            let (worker, slots) = free[place];
-            let taken: Vec<u32> = indices
-                .into_iter()
-                .filter(|&index| may(worker, index))
-                .take(slots as usize)
-                .collect();
-            let session = worker.session;
-            for &index in &taken {
-                let id = SampleId {
-                    group: group_id,
-                    index,
-                };
-                round.send(id, session);
-                sent.push((session, id));
-            }
-            free[place].1 -= taken.len() as u32;
-            free.retain(|(_, slots)| *slots > 0);
-            out.push(Command::Sample {
-                session,
-                group: group_id,
-                indices: taken,
-                version,
-            });
-        }
-        for (session, id) in sent {
-            if let Some(worker) = self.workers.get_mut(&session) {
-                worker.in_flight.insert(id);
-            }
-        }
-    }
+/// The process in Hello's address, which says before a space where it runs, and then whence it
+/// dials.
+fn process(address: &str) -> &str {
+    address
+        .split_once(' ')
+        .map_or(address, |(process, _)| process)
 }
 
 /// The largest difference between two rows of log-probs; `None` when they can't be compared.

@@ -17,13 +17,15 @@ pub(super) struct Learner {
     pub(super) session: Session,
     pub(super) hello: v1::LearnerHello,
     pub(super) last_seen: Duration,
+    /// When it last got on with its batch, or had none.
+    pub(super) progress: Duration,
     pub(super) heartbeat: v1::LearnerHeartbeat,
     pub(super) trainable_parameters: u64,
     pub(super) model_parameters: u64,
     /// The version it holds, once its model is loaded.
     pub(super) held: Option<Version>,
     /// It has a batch.
-    busy: bool,
+    pub(super) busy: bool,
 }
 
 impl Learner {
@@ -86,6 +88,7 @@ impl Scheduler {
             session,
             hello,
             last_seen: self.now,
+            progress: self.now,
             heartbeat: v1::LearnerHeartbeat {
                 phase: "loading".into(),
                 ..Default::default()
@@ -111,7 +114,11 @@ impl Scheduler {
     }
 
     pub(super) fn learner_heartbeat(&mut self, session: Session, beat: v1::LearnerHeartbeat) {
+        let now = self.now;
         if let Some(learner) = self.heard(session) {
+            if learner.heartbeat != beat {
+                learner.progress = now;
+            }
             learner.heartbeat = beat;
         }
     }
@@ -164,9 +171,6 @@ impl Scheduler {
             return self.fail(reason, out);
         };
         if ready.device.is_some() {
-            learner.hello.device.clone_from(&ready.device);
-        }
-        if ready.device.is_some() {
             learner.hello.device = ready.device;
         }
         learner.trainable_parameters = ready.trainable_parameters;
@@ -205,6 +209,8 @@ impl Scheduler {
             return match ready.last_result {
                 Some(mut result) if version.step == recorded.step + 1 => {
                     result.version = ready.version;
+                    // The one saved with the result may be of another probe than this run's.
+                    result.probe_logprobs = ready.probe_logprobs;
                     self.take_missed_result(version, result, out);
                 }
                 _ => self.refuse_future(version, recorded, out),

@@ -8,10 +8,13 @@
 //!
 //! - [`types`]: names, plan, events, commands.
 //! - `round`: the samples of one batch or one evaluation.
-//! - `fleet`: workers, their adapters and what is handed to them.
+//! - `fleet`: workers, their adapters and what they bring; `dispatch`: what is handed to them.
 //! - `learning`: the learner, resuming and replaying.
+//! - `deadlines`: what doesn't come, and what doesn't get on.
 //! - `snapshot`: what a person may see.
 
+mod deadlines;
+mod dispatch;
 mod fleet;
 mod learning;
 mod round;
@@ -74,6 +77,8 @@ pub struct Scheduler {
     synced_at: Option<Duration>,
     /// A round was opened in this process's life.
     begun: bool,
+    /// Since when the run stands still for want of a worker or a learner.
+    missing_since: Option<Duration>,
     round: Option<Round>,
     learning: Option<Learning>,
     restored: Vec<Arc<Scored>>,
@@ -103,6 +108,7 @@ impl Scheduler {
             sync_since: Duration::ZERO,
             synced_at: None,
             begun: false,
+            missing_since: None,
             round: None,
             learning: None,
             restored: restored.completions,
@@ -390,42 +396,6 @@ impl Scheduler {
                     || self.learning.as_ref().is_some_and(|l| l.step == id.step())
             }
             Purpose::Eval => self.evals.contains(&id.step()),
-        }
-    }
-
-    fn check_deadlines(&mut self, out: &mut Vec<Command>) {
-        if !self.begun && !self.paused && self.now > self.plan.start_timeout {
-            let reason = format!(
-                "the run could not begin within {:.0} s (cluster.start_timeout_s): {}",
-                self.plan.start_timeout.as_secs_f64(),
-                self.snapshot().message
-            );
-            return self.fail(reason, out);
-        }
-        let silent: Vec<Session> = self
-            .workers
-            .values()
-            .filter(|worker| self.now > worker.last_seen + self.plan.worker_timeout)
-            .map(|worker| worker.session)
-            .collect();
-        for session in silent {
-            let reason = format!("silent for {:.1} s", self.plan.worker_timeout.as_secs_f64());
-            out.push(Command::CloseWorker {
-                session,
-                reason: reason.clone(),
-            });
-            self.worker_lost(session, &reason);
-        }
-        if let Some(learner) = &self.learner
-            && self.now > learner.last_seen + self.plan.learner_timeout
-        {
-            let session = learner.session;
-            let reason = format!(
-                "silent for {:.1} s",
-                self.plan.learner_timeout.as_secs_f64()
-            );
-            out.push(Command::CloseLearner { session, reason });
-            self.learner_lost(session);
         }
     }
 }

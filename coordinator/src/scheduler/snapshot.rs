@@ -146,41 +146,8 @@ impl Scheduler {
         if self.over.is_some() {
             return String::new();
         }
-        let needs_learner = self.policy.is_none() || self.learning.is_some();
-        match &self.learner {
-            None if needs_learner => return "waiting for a learner to dial in".into(),
-            Some(learner) if needs_learner && learner.held.is_none() => {
-                return "the learner loads the model".into();
-            }
-            _ => {}
-        }
-        let needs_worker = self
-            .round
-            .as_ref()
-            .is_some_and(|round| !round.is_complete())
-            || (self.round.is_none() && self.learning.is_none() && self.synced_at.is_none());
-        if needs_worker
-            && !self
-                .workers
-                .values()
-                .any(|worker| self.worker_state(worker) == "ready")
-        {
-            let troubled = self.workers.values().find_map(|worker| {
-                let reason = worker.refused.as_ref().or(worker.load_error.as_ref())?;
-                Some(format!("no worker can sample; {}: {reason}", worker.id))
-            });
-            return match troubled {
-                Some(trouble) => trouble,
-                None if self.workers.is_empty() => "waiting for a rollout worker to dial in".into(),
-                None if self
-                    .workers
-                    .values()
-                    .all(|worker| worker.model_digest.is_none()) =>
-                {
-                    "the rollout workers load the model".into()
-                }
-                None => "the rollout workers load the adapter".into(),
-            };
+        if let Some(missing) = self.missing() {
+            return missing;
         }
         match (self.stopping, self.paused) {
             (true, _) => "finishing this step, then stopping".into(),
@@ -190,6 +157,40 @@ impl Scheduler {
             (false, true) => "paused".into(),
             _ => String::new(),
         }
+    }
+
+    /// Which role the run stands still for, and why that one can't work.
+    pub(super) fn missing(&self) -> Option<String> {
+        let needs_learner = self.policy.is_none() || self.learning.is_some();
+        match &self.learner {
+            None if needs_learner => return Some("waiting for a learner to dial in".into()),
+            Some(learner) if needs_learner && learner.held.is_none() => {
+                return Some("the learner loads the model".into());
+            }
+            _ => {}
+        }
+        let needs_worker = self
+            .round
+            .as_ref()
+            .is_some_and(|round| !round.is_complete())
+            || (self.round.is_none() && self.learning.is_none() && self.synced_at.is_none());
+        let mut workers = self.workers.values();
+        if !needs_worker || workers.any(|worker| self.worker_state(worker) == "ready") {
+            return None;
+        }
+        let troubled = self.workers.values().find_map(|worker| {
+            let reason = worker.refused.as_ref().or(worker.load_error.as_ref())?;
+            Some(format!("no worker can sample; {}: {reason}", worker.id))
+        });
+        let mut workers = self.workers.values();
+        Some(match troubled {
+            Some(trouble) => trouble,
+            None if self.workers.is_empty() => "waiting for a rollout worker to dial in".into(),
+            None if workers.all(|worker| worker.model_digest.is_none()) => {
+                "the rollout workers load the model".into()
+            }
+            None => "the rollout workers load the adapter".into(),
+        })
     }
 
     /// Completions that the scheduler holds in memory, for tests of its bounds.

@@ -25,6 +25,8 @@ fn plan() -> Plan {
         learner_timeout: Duration::from_secs(5),
         sync_deadline: Duration::from_secs(3),
         start_timeout: Duration::from_secs(60),
+        progress_timeout: Duration::from_secs(30),
+        launched_workers: 0,
         probe_tolerance: 0.1,
     }
 }
@@ -83,6 +85,14 @@ impl Bench {
     }
 
     fn learner_joins(&mut self) {
+        self.learner_joins_with(v1::LearnerReady {
+            version: Some(version(0).to_wire()),
+            probe_logprobs: vec![-1.0, -2.0],
+            ..Default::default()
+        });
+    }
+
+    fn learner_joins_with(&mut self, ready: v1::LearnerReady) {
         let hello = v1::LearnerHello {
             learner_id: "l".into(),
             ..Default::default()
@@ -93,10 +103,8 @@ impl Bench {
         });
         let ready = Box::new(v1::LearnerReady {
             model_digest: MODEL.into(),
-            version: Some(version(0).to_wire()),
-            probe_logprobs: vec![-1.0, -2.0],
             device: Self::device("cpu-x"),
-            ..Default::default()
+            ..ready
         });
         self.tell(Event::LearnerReady {
             session: LEARNER,
@@ -112,6 +120,68 @@ impl Bench {
             ..Default::default()
         };
         self.tell(Event::AdapterLoaded { session, loaded })
+    }
+
+    /// Seconds in which these workers and the learner send heartbeats that count so many tokens, and
+    /// one completion learned from; what was commanded meanwhile.
+    fn beats(
+        &mut self,
+        seconds: u64,
+        workers: &[Session],
+        tokens: impl Fn(u64) -> u64,
+    ) -> Vec<Command> {
+        let mut all = Vec::new();
+        for second in 1..=seconds {
+            all.extend(self.wait(1).iter().cloned());
+            for &session in workers {
+                let heartbeat = v1::WorkerHeartbeat {
+                    tokens_total: tokens(second),
+                    ..Default::default()
+                };
+                all.extend(
+                    self.tell(Event::WorkerHeartbeat { session, heartbeat })
+                        .iter()
+                        .cloned(),
+                );
+            }
+            let heartbeat = v1::LearnerHeartbeat {
+                phase: "learning".into(),
+                done: tokens(second) as u32,
+                ..Default::default()
+            };
+            let session = LEARNER;
+            all.extend(
+                self.tell(Event::LearnerHeartbeat { session, heartbeat })
+                    .iter()
+                    .cloned(),
+            );
+        }
+        all
+    }
+
+    /// The reason that the run failed for.
+    fn failure(said: &[Command]) -> Option<&str> {
+        said.iter().find_map(|command| match command {
+            Command::Fail { reason } => Some(reason.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Completions of all samples of step 1 come from worker 0, and are scored and journaled.
+    fn samples_are_done(&mut self) {
+        for group in 0..2 {
+            for index in 0..4 {
+                let completion = completion(group, index, version(0));
+                self.tell(Event::Completion {
+                    session: 0,
+                    completion: completion.clone(),
+                });
+                let scored = scored(completion);
+                let recorded = (scored.id(), version(0));
+                self.tell(Event::Scored(scored));
+                self.tell(Event::Recorded(vec![recorded]));
+            }
+        }
     }
 
     /// One worker after the other, then the learner, all of the same arithmetic and ready.
@@ -166,6 +236,18 @@ fn completion(group: u32, index: u32, of: Version) -> v1::Completion {
         }],
         ..Default::default()
     }
+}
+
+fn scored(completion: v1::Completion) -> Arc<Scored> {
+    Arc::new(Scored {
+        completion,
+        worker: "w0".into(),
+        text: String::new(),
+        reward: 0.0,
+        judged: true,
+        correct: false,
+        rewards: Vec::new(),
+    })
 }
 
 #[test]
@@ -302,27 +384,7 @@ fn a_worker_that_does_not_acknowledge_in_time_is_left_out_until_it_does() {
 fn a_pause_holds_the_next_step_and_not_this_one() {
     let mut bench = Bench::with_workers(&[8]);
     bench.tell(Event::Pause);
-    for group in 0..2 {
-        for index in 0..4 {
-            let completion = completion(group, index, version(0));
-            bench.tell(Event::Completion {
-                session: 0,
-                completion: completion.clone(),
-            });
-            let scored = Arc::new(Scored {
-                completion,
-                worker: "w0".into(),
-                text: String::new(),
-                reward: 0.0,
-                judged: true,
-                correct: false,
-                rewards: Vec::new(),
-            });
-            let recorded = (scored.id(), version(0));
-            bench.tell(Event::Scored(scored));
-            bench.tell(Event::Recorded(vec![recorded]));
-        }
-    }
+    bench.samples_are_done();
     assert!(
         bench
             .said
@@ -343,4 +405,200 @@ fn a_pause_holds_the_next_step_and_not_this_one() {
     assert_eq!(bench.scheduler.phase(), v1::Phase::Paused);
     bench.tell(Event::Resume);
     assert_eq!(bench.handed().len(), 2);
+}
+
+#[test]
+fn a_result_that_was_missed_is_adopted_with_the_probe_of_now() {
+    let mut plan = plan();
+    (plan.groups_per_step, plan.samples_per_group) = (1, 1);
+    let restored = Restored {
+        versions: vec![version(0)],
+        completions: vec![scored(completion(0, 0, version(0)))],
+        model_digest: Some(MODEL.into()),
+        ..Default::default()
+    };
+    let mut bench = Bench::new(plan);
+    bench.scheduler = Scheduler::new(bench.scheduler.plan.clone(), restored);
+    bench.worker_joins(0, 4, "cpu-x");
+    let of = Some(version(1).to_wire());
+    bench.learner_joins_with(v1::LearnerReady {
+        version: of.clone(),
+        probe_logprobs: vec![-1.0, -2.0],
+        last_result: Some(v1::StepResult {
+            version: of,
+            probe_logprobs: vec![-3.0],
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    assert_eq!(bench.scheduler.steps_done(), 1, "{:?}", bench.said);
+    bench.loads(0, version(1), &[-1.0, -2.0]);
+    assert_eq!(bench.status("w0").state, "ready");
+}
+
+#[test]
+fn a_run_without_workers_in_mid_step_ends_after_the_start_timeout_and_not_before() {
+    let mut bench = Bench::with_workers(&[8]);
+    let lost = |session| Event::WorkerLost {
+        session,
+        reason: "gone".into(),
+    };
+    bench.tell(lost(0));
+    assert_eq!(Bench::failure(&bench.beats(55, &[], |_| 0)), None);
+    bench.worker_joins(1, 8, "cpu-x");
+    bench.loads(1, version(0), &[-1.0, -2.0]);
+    assert_eq!(
+        Bench::failure(&bench.beats(10, &[1], |second| second)),
+        None
+    );
+    bench.tell(lost(1));
+    assert_eq!(
+        Bench::failure(&bench.beats(55, &[], |_| 0)),
+        None,
+        "waits anew"
+    );
+    let said = bench.beats(10, &[], |_| 0);
+    let reason = Bench::failure(&said).unwrap();
+    assert!(
+        reason.contains("start_timeout_s") && reason.contains("waiting for a rollout worker"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_run_whose_learner_does_not_come_back_ends_after_the_start_timeout() {
+    let mut bench = Bench::with_workers(&[8]);
+    bench.samples_are_done();
+    bench.tell(Event::LearnerLost {
+        session: LEARNER,
+        reason: "gone".into(),
+    });
+    assert_eq!(
+        Bench::failure(&bench.beats(55, &[0], |second| second)),
+        None
+    );
+    let said = bench.beats(10, &[0], |second| second);
+    let reason = Bench::failure(&said).unwrap();
+    assert!(reason.contains("waiting for a learner"), "{reason}");
+}
+
+#[test]
+fn a_pause_lets_a_run_wait_for_its_workers() {
+    let mut bench = Bench::with_workers(&[8]);
+    bench.tell(Event::Pause);
+    assert_eq!(Bench::failure(&bench.beats(100, &[], |_| 0)), None);
+    bench.tell(Event::Resume);
+    assert_eq!(Bench::failure(&bench.beats(55, &[], |_| 0)), None);
+    assert!(Bench::failure(&bench.beats(10, &[], |_| 0)).is_some());
+}
+
+#[test]
+fn when_all_launched_workers_are_refused_the_run_ends_at_once_with_the_reasons() {
+    for (launched, ends) in [(0, false), (1, true), (2, false)] {
+        let mut bench = Bench::new(Plan {
+            launched_workers: launched,
+            ..plan()
+        });
+        bench.worker_joins(0, 4, "cpu-x");
+        bench.learner_joins();
+        bench.loads(0, version(0), &[-1.0]);
+        let said = bench.beats(1, &[0], |_| 0);
+        assert_eq!(
+            Bench::failure(&said).is_some(),
+            ends,
+            "{launched}: {said:?}"
+        );
+        if let Some(reason) = Bench::failure(&said) {
+            assert!(reason.contains("w0: under the adapter"), "{reason}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_lives_and_makes_no_tokens_is_told_to_end_and_others_get_its_samples() {
+    let mut bench = Bench::with_workers(&[4, 4]);
+    let told = |said: &[Command], who: Session| {
+        let stop =
+            |c: &Command| matches!(c, Command::StopWorker { session, .. } if *session == who);
+        said.iter().any(stop)
+    };
+    let said = bench.beats(100, &[0, 1], |second| second);
+    assert!(!told(&said, 0) && !told(&said, 1), "slow is not stuck");
+    let mut bench = Bench::with_workers(&[4, 4]);
+    assert!(!told(&bench.beats(29, &[0, 1], |_| 0), 0));
+    for index in 0..4 {
+        let completion = completion(1, index, version(0));
+        bench.tell(Event::Completion {
+            session: 1,
+            completion,
+        });
+    }
+    let said = bench.beats(3, &[0, 1], |_| 0);
+    assert!(told(&said, 0) && !told(&said, 1), "{said:?}");
+    let again = |c: &Command| matches!(c, Command::Sample { session: 1, indices, .. } if indices.len() == 4);
+    assert!(said.iter().any(again), "{said:?}");
+    assert!(bench.status("w0").state.contains("progress_timeout_s"));
+}
+
+#[test]
+fn a_worker_that_never_answers_to_an_adapter_is_told_to_end() {
+    let mut bench = Bench::new(plan());
+    bench.worker_joins(0, 4, "cpu-x");
+    bench.learner_joins();
+    let stop = |c: &Command| matches!(c, Command::StopWorker { session: 0, .. });
+    assert!(!bench.beats(29, &[0], |_| 0).iter().any(stop));
+    assert!(bench.beats(3, &[0], |_| 0).iter().any(stop));
+}
+
+#[test]
+fn a_learner_that_lives_and_does_not_get_on_with_its_batch_is_told_to_end() {
+    let stop = |c: &Command| {
+        matches!(
+            c,
+            Command::StopLearner {
+                session: LEARNER,
+                ..
+            }
+        )
+    };
+    let mut bench = Bench::with_workers(&[8]);
+    assert!(
+        !bench
+            .beats(50, &[0], |second| second * u64::from(second < 2))
+            .iter()
+            .any(stop)
+    );
+    let mut bench = Bench::with_workers(&[8]);
+    bench.samples_are_done();
+    assert!(
+        !bench.beats(100, &[0], |second| second).iter().any(stop),
+        "slow is not stuck"
+    );
+    assert!(!bench.beats(29, &[0], |_| 0).iter().any(stop));
+    assert!(bench.beats(3, &[0], |_| 0).iter().any(stop));
+    assert!(bench.scheduler.snapshot().message.contains("learner"));
+}
+
+#[test]
+fn a_second_worker_of_the_same_id_is_turned_away_and_the_first_may_dial_in_anew() {
+    let mut bench = Bench::new(plan());
+    let mut closed = |session: Session, address: &str| {
+        let hello = v1::WorkerHello {
+            worker_id: "w".into(),
+            address: address.into(),
+            ..Default::default()
+        };
+        let said = bench.tell(Event::WorkerHello { session, hello });
+        let closed = said.iter().find_map(|command| match command {
+            Command::CloseWorker { session, .. } => Some(*session),
+            _ => None,
+        });
+        bench.wait(4);
+        closed
+    };
+    assert_eq!(closed(0, "here:1 (10.0.0.1:5000)"), None);
+    assert_eq!(closed(1, "here:2 (10.0.0.1:5001)"), Some(1));
+    // By now the first is silent for too long.
+    assert_eq!(closed(2, "here:2 (10.0.0.1:5002)"), None);
+    assert_eq!(closed(3, "here:2 (10.0.0.1:5003)"), Some(2));
 }

@@ -208,8 +208,13 @@ pub struct Plan {
     pub learner_timeout: Duration,
     /// How long workers may take to load a new adapter before the run goes on without them.
     pub sync_deadline: Duration,
-    /// How long the run may take until it can first sample.
+    /// How long the run may take until it can first sample, and later go without a worker that can
+    /// sample or a learner that can train, when it needs one.
     pub start_timeout: Duration,
+    /// How long a role may have work without getting on with it before its process is told to end.
+    pub progress_timeout: Duration,
+    /// Workers that the run starts itself; 0: others may be started by hand at any time.
+    pub launched_workers: usize,
     /// Largest difference between a worker's and the learner's log-probs of the probe, where
     /// their arithmetic differs (on a CPU with the same arithmetic it is 0).
     pub probe_tolerance: f32,
@@ -443,6 +448,20 @@ pub enum Command {
     },
     /// Close the learner's stream.
     CloseLearner {
+        /// The learner's stream.
+        session: Session,
+        /// Why.
+        reason: String,
+    },
+    /// Tell a worker's process to end: it is stuck.
+    StopWorker {
+        /// The worker's stream.
+        session: Session,
+        /// Why.
+        reason: String,
+    },
+    /// Tell the learner's process to end: it is stuck.
+    StopLearner {
         /// The learner's stream.
         session: Session,
         /// Why.

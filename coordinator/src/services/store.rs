@@ -15,14 +15,21 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::scheduler::types::Version;
 
-/// Adapters kept: the policy's, the one before, and the one that is just being published.
-const KEPT: usize = 3;
+/// Adapters kept beside the policy's: those that a learner publishes before the next one is it.
+const KEPT: usize = 2;
 
 /// The newest adapters' bytes, in memory.
 #[derive(Debug)]
 pub struct AdapterStore {
     inbox: Inbox,
-    held: Mutex<VecDeque<(Version, Arc<[u8]>)>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// The policy: workers fetch its adapter, whatever else is published.
+    pinned: Option<Version>,
+    adapters: VecDeque<(Version, Arc<[u8]>)>,
 }
 
 impl AdapterStore {
@@ -34,24 +41,36 @@ impl AdapterStore {
         }
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, VecDeque<(Version, Arc<[u8]>)>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bytes of the adapter with this digest.
     pub fn get(&self, digest: &[u8]) -> Option<(Version, Arc<[u8]>)> {
         self.held()
+            .adapters
             .iter()
             .find(|(version, _)| version.digest[..] == *digest)
             .cloned()
     }
 
+    /// The policy is this one: its adapter is kept until the next, the one before need not be.
+    pub fn pin(&self, version: Version) {
+        self.held().pinned = Some(version);
+    }
+
     fn keep(&self, version: Version, bytes: Arc<[u8]>) {
         let mut held = self.held();
-        held.retain(|(other, _)| other.digest != version.digest);
-        held.push_back((version, bytes));
-        while held.len() > KEPT {
-            held.pop_front();
+        let Held { pinned, adapters } = &mut *held;
+        adapters.retain(|(other, _)| other.digest != version.digest);
+        adapters.push_back((version, bytes));
+        let pinned = pinned.map(|version| version.digest);
+        let is_free = |(version, _): &(Version, _)| Some(version.digest) != pinned;
+        let surplus = adapters.iter().filter(|held| is_free(held)).count();
+        for _ in KEPT..surplus {
+            if let Some(oldest) = adapters.iter().position(is_free) {
+                adapters.remove(oldest);
+            }
         }
     }
 }
@@ -115,5 +134,33 @@ impl adapters_server::Adapters for Adapters {
             version: Some(version),
             held,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_s_adapter_stays_whatever_is_published_and_goes_after_the_next() {
+        let store = AdapterStore::new(1 << 20);
+        let version = |step: u64| Version {
+            step,
+            digest: [step as u8; 32],
+        };
+        let publish = |step: u64| store.keep(version(step), vec![step as u8].into());
+        let held = |steps: std::ops::Range<u64>| -> Vec<u64> {
+            steps
+                .filter(|step| store.get(&version(*step).digest).is_some())
+                .collect()
+        };
+        publish(9);
+        store.pin(version(9));
+        (1..9).for_each(publish);
+        assert_eq!(held(0..20), [7, 8, 9]);
+        publish(10);
+        store.pin(version(10));
+        (11..14).for_each(publish);
+        assert_eq!(held(0..20), [10, 12, 13]);
     }
 }

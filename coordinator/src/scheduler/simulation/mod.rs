@@ -222,7 +222,10 @@ impl Simulation {
                 );
                 self.send(session, Happening::ToWorker(session, command));
             }
-            Command::CloseWorker { session, .. } | Command::CloseLearner { session, .. } => {
+            Command::CloseWorker { session, .. }
+            | Command::CloseLearner { session, .. }
+            | Command::StopWorker { session, .. }
+            | Command::StopLearner { session, .. } => {
                 self.hang_up(session);
             }
             Command::WelcomeLearner { session, .. }

@@ -43,6 +43,8 @@ fn plan(rng: &mut ChaCha8Rng) -> Plan {
         learner_timeout: Duration::from_secs(5),
         sync_deadline: Duration::from_secs(3),
         start_timeout: Duration::from_secs(600),
+        progress_timeout: Duration::from_secs(30),
+        launched_workers: 0,
         probe_tolerance: 0.1,
     }
 }
