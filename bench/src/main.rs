@@ -5,6 +5,7 @@
 //! - `peer`: TRL's trainer on the same step.
 //! - `processes`: a process with all its descendants: their memory, their end.
 //! - `agreement`: a device against the CPU. `gpu`: what a GPU holds.
+//! - `roles`: the worker's engine and the learner's trainer in this process.
 //! - `floor`: how many operations a step needs at least (pure).
 //! - `shapes`: models of a known shape with random weights.
 //! - `stats`, `table`: medians, and what a person reads.
@@ -17,6 +18,7 @@ mod floor;
 mod gpu;
 mod peer;
 mod processes;
+mod roles;
 mod shapes;
 mod stats;
 mod table;
