@@ -10,7 +10,7 @@
 mod support;
 
 use support::{Bench, tina};
-use tina_proto::v1::RunStatus;
+use tina_proto::v1::{RunStatus, StepRecord, WorkerStatus};
 
 /// Mean reward of a span of steps.
 fn reward(status: &RunStatus, steps: std::ops::RangeInclusive<u64>) -> f64 {
@@ -32,7 +32,13 @@ fn a_cluster_learns_and_answers_meanwhile() {
     assert_eq!(status.steps, 40);
     assert_eq!(status.workers.len(), 1);
     let worker = &status.workers[0];
-    assert_eq!((worker.state.as_str(), worker.slots), ("ready", 16));
+    assert_eq!(worker.slots, 16);
+    // Between two steps it may be loading the newest adapter.
+    assert!(
+        ["ready", "syncing"].contains(&worker.state.as_str()),
+        "{}",
+        worker.state
+    );
     assert_eq!(
         worker.probe_diff_max, 0.0,
         "on a CPU the probe agrees to the bit"
@@ -56,7 +62,12 @@ fn a_cluster_learns_and_answers_meanwhile() {
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["run_id"], status.run_id.as_str());
     let last = up.wait_for_step(30);
-    for step in &last.tail {
+    let compared = |step: &&StepRecord| {
+        let metrics = step.learner.as_ref();
+        metrics.is_some_and(|metrics| metrics.tokens_trained > 0)
+    };
+    assert!(last.tail.iter().any(|step| compared(&step)));
+    for step in last.tail.iter().filter(compared) {
         let metrics = step.learner.as_ref().unwrap();
         assert_eq!(
             metrics.logprob_diff_max, 0.0,
@@ -107,12 +118,15 @@ fn whatever_dies_the_adapter_is_the_same_to_the_byte() {
         "--set",
         "rollout.workers=[{ device = \"cpu\" }, { device = \"cpu\" }]",
     ];
-    let mut up = bench.up("two-workers", &two);
-    assert!(up.wait_for_step(1).workers.len() <= 2);
+    let mut up = bench.up_with_threads(3, "two-workers", &two);
+    up.wait_for("tokens of both workers", |status| {
+        let sampled = |worker: &WorkerStatus| worker.tokens_total > 0;
+        status.workers.iter().filter(|w| sampled(w)).count() == 2
+    });
     up.finish().summary();
     assert!(
         bench.final_adapter("two-workers") == whole,
-        "two workers sample otherwise than one"
+        "two workers of three threads sample otherwise than one of one"
     );
 }
 

@@ -98,10 +98,14 @@ fn execute(command: Command) -> Result<(), Failure> {
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(future)
+        .build()?;
+    let outcome = runtime.block_on(future);
+    // A model still being fetched or loaded on a thread of its own is nobody's any more; to drop
+    // the runtime would wait for it.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// An error and its causes, each in a line of its own. An error that ends with the words of its

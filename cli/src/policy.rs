@@ -26,8 +26,8 @@ pub(crate) struct PolicyArgs {
     #[arg(long, default_value = "cpu")]
     device: String,
     /// How the weights are held: auto is f32 on a CPU and bf16 on a GPU
-    #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
-    dtype: String,
+    #[arg(long, default_value = "auto", value_name = "auto|f32|bf16")]
+    dtype: Dtype,
 }
 
 /// A loaded model with its adapter.
@@ -59,11 +59,7 @@ impl Policy {
         };
         let model = tina_model::open(&source.parse::<ModelSource>()?)?;
         let mut options = LoadOptions::new(device.clone(), false);
-        options.dtype = match args.dtype.as_str() {
-            "f32" => Dtype::F32,
-            "bf16" => Dtype::Bf16,
-            _ => Dtype::Auto,
-        };
+        options.dtype = args.dtype;
         let shape = &model.text.config;
         let adapter = lora
             .map(|lora| Adapter::from_safetensors(&lora.weights, &lora.config, shape, &device))

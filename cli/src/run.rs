@@ -6,6 +6,7 @@ use serde::Serialize;
 use tina_coordinator::{
     CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, config::RunConfig,
 };
+use tina_proto::v1::Phase;
 use tokio::{
     signal::unix::SignalKind,
     sync::{mpsc, watch},
@@ -122,11 +123,16 @@ async fn show(
     resumed: bool,
 ) {
     let mut first = true;
+    let mut step_under_way = false;
     loop {
         let event = tokio::select! {
             Ok(()) = stops.changed() => {
                 if *stops.borrow_and_update() == 1 {
-                    progress.say("finishing this step; Ctrl-C again ends at once");
+                    progress.say(if step_under_way {
+                        "finishing this step; Ctrl-C again ends at once"
+                    } else {
+                        "ending; Ctrl-C again ends at once"
+                    });
                 }
                 continue;
             }
@@ -138,7 +144,8 @@ async fn show(
                 if let Err(error) = log.open(&run_dir.join("logs/coordinator.log")) {
                     progress.say(&format!("no log is kept: {error}"));
                 }
-                progress.say(&format!("{}; coordinator at {address}", run_dir.display()));
+                let place = shortest(&run_dir);
+                progress.say(&format!("{}; coordinator at {address}", place.display()));
                 if !launch {
                     progress.say(&format!(
                         "roles join by: tina learner --coordinator http://{address}, \
@@ -147,6 +154,7 @@ async fn show(
                 }
             }
             RunEvent::Status(status) => {
+                step_under_way = matches!(status.phase(), Phase::Sampling | Phase::Learning);
                 if std::mem::take(&mut first) && resumed {
                     progress.skip(&status);
                 }
@@ -211,7 +219,10 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
         } else {
             "your question"
         };
-        println!("The adapter, in PEFT's format: {}", adapter.display());
+        println!(
+            "The adapter, in PEFT's format: {}",
+            shortest(adapter).display()
+        );
         println!(
             "Talk to the trained model:\n  {} sample --run {} \"{question}\"",
             program(),

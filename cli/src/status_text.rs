@@ -105,6 +105,9 @@ pub(crate) fn page(status: &v1::RunStatus) -> String {
             last.step
         );
         let _ = writeln!(text, "{}", words::step(last, status.steps, 0.0));
+        if let Some(metrics) = &last.learner {
+            let _ = writeln!(text, "{}", words::log_prob_difference(metrics));
+        }
     }
     for eval in &status.evals {
         let _ = writeln!(text, "{}", words::evaluation(eval));
@@ -232,17 +235,19 @@ fn step(step: &v1::StepRecord) -> Value {
 }
 
 fn metrics(metrics: &v1::StepMetrics) -> Value {
+    // Where nothing was compared, there is no difference to tell.
+    let compared = |value: f64| (metrics.tokens_trained > 0).then_some(value);
     json!({
         "loss": metrics.loss,
         "kl": metrics.kl,
-        "entropy": metrics.entropy,
+        "entropy": compared(metrics.entropy),
         "grad_norm": metrics.grad_norm,
         "lr": metrics.lr,
-        "ratio_mean": metrics.ratio_mean,
-        "ratio_max": metrics.ratio_max,
-        "clip_fraction": metrics.clip_fraction,
-        "logprob_diff_max": metrics.logprob_diff_max,
-        "logprob_diff_mean": metrics.logprob_diff_mean,
+        "ratio_mean": compared(metrics.ratio_mean),
+        "ratio_max": compared(metrics.ratio_max),
+        "clip_fraction": compared(metrics.clip_fraction),
+        "logprob_diff_max": compared(metrics.logprob_diff_max),
+        "logprob_diff_mean": compared(metrics.logprob_diff_mean),
         "tokens_trained": metrics.tokens_trained,
         "tokens_forwarded": metrics.tokens_forwarded,
         "completions_trained": metrics.completions_trained,
@@ -295,5 +300,13 @@ mod tests {
         assert_eq!(json["version"]["digest"], "ab".repeat(32));
         assert_eq!(json["workers"][0]["slots_used"], 12);
         assert_eq!(json["learner"], Value::Null);
+    }
+
+    #[test]
+    fn a_step_that_compared_nothing_claims_no_difference() {
+        let mut learned = v1::StepMetrics::default();
+        assert_eq!(metrics(&learned)["logprob_diff_max"], Value::Null);
+        learned.tokens_trained = 7;
+        assert_eq!(metrics(&learned)["logprob_diff_max"], 0.0);
     }
 }

@@ -93,6 +93,17 @@ pub(crate) fn step(record: &v1::StepRecord, steps: u64, remaining_seconds: f64) 
     )
 }
 
+/// How far the learner's log-probs are from the sampled ones, and over what that is known.
+pub(crate) fn log_prob_difference(metrics: &v1::StepMetrics) -> String {
+    match metrics.tokens_trained {
+        0 => "log-probs, learner to worker: - (no group had a signal)".to_owned(),
+        tokens => format!(
+            "log-probs, learner to worker: {:.2e} apart at most, over {tokens} tokens",
+            metrics.logprob_diff_max
+        ),
+    }
+}
+
 /// One line for an evaluation.
 pub(crate) fn evaluation(record: &v1::EvalRecord) -> String {
     format!(
@@ -157,6 +168,17 @@ mod tests {
             "step  3/30  reward 0.125 ± 0.331 (numeric 0.12, format 1.00)  no signal 38 %  length \
              22.9  412 tok/s  sample 3.6 s, score 0.00 s, learn 4.0 s, sync 0.05 s  $0.0012  2:10 \
              left"
+        );
+    }
+
+    #[test]
+    fn a_difference_is_told_with_what_it_was_taken_over() {
+        let mut metrics = v1::StepMetrics::default();
+        assert!(log_prob_difference(&metrics).contains(": - ("));
+        (metrics.tokens_trained, metrics.logprob_diff_max) = (12, 0.0025);
+        assert_eq!(
+            log_prob_difference(&metrics),
+            "log-probs, learner to worker: 2.50e-3 apart at most, over 12 tokens"
         );
     }
 

@@ -350,23 +350,14 @@ fn distribution(params: &SamplingParams) -> Result<Distribution, String> {
         min_p,
         ..
     } = *params;
-    if !(temperature.is_finite() && temperature >= 0.0) {
-        return Err(format!(
-            "temperature {temperature} is not a number of 0 or more"
-        ));
-    }
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        return Err(format!("top_p {top_p} does not lie in (0, 1]"));
-    }
-    if !(0.0..1.0).contains(&min_p) {
-        return Err(format!("min_p {min_p} does not lie in [0, 1)"));
-    }
-    Ok(Distribution {
+    let distribution = Distribution {
         temperature,
         top_p,
         top_k,
         min_p,
-    })
+    };
+    distribution.check().map_err(|error| error.to_string())?;
+    Ok(distribution)
 }
 
 #[cfg(test)]

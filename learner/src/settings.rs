@@ -110,7 +110,10 @@ impl Settings {
                 .source
                 .parse::<ModelSource>()
                 .map_err(|error| bad("model.source", error.to_string()))?,
-            dtype: dtype(&model.dtype)?,
+            dtype: model
+                .dtype
+                .parse::<Dtype>()
+                .map_err(|error| bad("model.dtype", error.to_string()))?,
             max_sequence_tokens: at_least_one(
                 "max_sequence_tokens",
                 spec.max_sequence_tokens.into(),
@@ -160,18 +163,6 @@ impl TrainSettings {
             recompute: learner.recompute,
             probe: spec.probe_tokens.clone(),
         })
-    }
-}
-
-fn dtype(name: &str) -> Result<Dtype, SpecError> {
-    match name {
-        "auto" => Ok(Dtype::Auto),
-        "f32" => Ok(Dtype::F32),
-        "bf16" => Ok(Dtype::Bf16),
-        other => Err(bad(
-            "model.dtype",
-            format!("\"{other}\" is none of auto, f32, bf16"),
-        )),
     }
 }
 

@@ -4,7 +4,10 @@
 //! get the same bits, truncation included. Order: temperature, min-p, top-k, top-p; the kept tokens'
 //! probabilities are renormalised.
 
-use crate::kernels::math::{self, CHUNK, ExpSum};
+use crate::{
+    error::{ModelError, Result},
+    kernels::math::{self, CHUNK, ExpSum},
+};
 
 /// A sampling distribution over the vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,6 +75,29 @@ impl Distribution {
         top_k: 0,
         min_p: 0.0,
     };
+
+    /// Whether something can be sampled from it.
+    ///
+    /// # Errors
+    /// Names the parameter that cannot be.
+    pub fn check(&self) -> Result<()> {
+        let Self {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = self;
+        let problem = if !(temperature.is_finite() && *temperature >= 0.0) {
+            format!("temperature {temperature}: a number of 0 or more is possible")
+        } else if !(*top_p > 0.0 && *top_p <= 1.0) {
+            format!("top_p {top_p}: above 0 and up to 1 is possible")
+        } else if !(0.0..1.0).contains(min_p) {
+            format!("min_p {min_p}: 0 up to below 1 is possible")
+        } else {
+            return Ok(());
+        };
+        Err(ModelError::OutOfRange(problem))
+    }
 
     /// Whether tokens may be cut off.
     pub fn truncates(&self) -> bool {
@@ -276,6 +302,27 @@ mod tests {
             .collect();
         let sum: f64 = e.iter().sum();
         e.iter().map(|e| e / sum).collect()
+    }
+
+    #[test]
+    fn a_parameter_that_cannot_be_is_named() {
+        type Spoil = fn(&mut Distribution);
+        let cases: [(&str, Spoil); 7] = [
+            ("temperature", |d| d.temperature = f32::NAN),
+            ("temperature", |d| d.temperature = -1.0),
+            ("temperature", |d| d.temperature = f32::INFINITY),
+            ("top_p", |d| d.top_p = 0.0),
+            ("top_p", |d| d.top_p = 7.0),
+            ("min_p", |d| d.min_p = 1.0),
+            ("min_p", |d| d.min_p = f32::NAN),
+        ];
+        for (name, spoil) in cases {
+            let mut bad = Distribution::FULL;
+            spoil(&mut bad);
+            let error = bad.check().unwrap_err().to_string();
+            assert!(error.contains(name), "{name} is not in: {error}");
+        }
+        assert!(Distribution::FULL.check().is_ok());
     }
 
     #[test]

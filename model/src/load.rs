@@ -1,5 +1,7 @@
 //! Bringing weights to a device, in the form that it computes with.
 
+use std::str::FromStr;
+
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
@@ -23,6 +25,22 @@ pub enum Dtype {
     Bf16,
     /// Double precision, composed: what gradients are checked against.
     F64,
+}
+
+impl FromStr for Dtype {
+    type Err = ModelError;
+
+    /// Reads the types that a config can name.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(ModelError::Unsupported(format!(
+                "dtype {text:?}; known are auto, f32, bf16"
+            ))),
+        }
+    }
 }
 
 /// How a model is loaded.

@@ -154,6 +154,14 @@ pub async fn connect(options: &ClientOptions) -> Result<Channel, ClientError> {
         .map_err(|source| ClientError::Connect { url, source })
 }
 
+/// What a status says to a person: its message, or what its code stands for.
+pub fn reason(status: &Status) -> String {
+    match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
+    }
+}
+
 /// `message` with [`CALL_DEADLINE`].
 pub fn call<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);

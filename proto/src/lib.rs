@@ -6,6 +6,7 @@
 //! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, the token.
 //! - [`auth`]: the server's side of the token.
 //! - [`backoff`]: how long to wait before dialling again (pure).
+//! - [`host`]: what a person knows a machine by.
 //! - [`tls`]: which cryptography TLS uses.
 //! - [`adapters`]: adapters by content over the wire: chunked, bounded, resumable, verified.
 
@@ -13,6 +14,7 @@ pub mod adapters;
 pub mod auth;
 pub mod backoff;
 pub mod client;
+pub mod host;
 pub mod tls;
 pub mod version;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tina_model::{Dtype, LoraConfig, LoraModule, ModelConfig};
+use tina_model::{Distribution, LoraConfig, LoraModule, ModelConfig};
 use tina_proto::v1::{RunSpec, Sample, SampleFailed, SamplingParams};
 
 use crate::queue::GroupTask;
@@ -87,18 +87,6 @@ pub fn run_plan(spec: &RunSpec, model: &ModelConfig) -> Result<RunPlan, String> 
     })
 }
 
-/// The type that the run's model is computed in.
-pub fn dtype(name: &str) -> Result<Dtype, String> {
-    match name {
-        "auto" | "" => Ok(Dtype::Auto),
-        "f32" => Ok(Dtype::F32),
-        "bf16" => Ok(Dtype::Bf16),
-        _ => Err(format!(
-            "dtype {name:?}; expected \"auto\", \"f32\" or \"bf16\""
-        )),
-    }
-}
-
 /// The group's task and the samples asked for, or the answer that says what is wrong.
 pub fn sample(sample: Sample, plan: &RunPlan) -> Result<(Arc<GroupTask>, Vec<u32>), SampleFailed> {
     match check_sample(&sample, plan) {
@@ -171,21 +159,19 @@ fn check_params(params: &SamplingParams, plan: &RunPlan) -> Result<(), String> {
     let SamplingParams {
         temperature,
         top_p,
+        top_k,
         min_p,
         max_tokens,
         stop_token_ids,
         stop,
-        ..
     } = params;
-    if !temperature.is_finite() || *temperature < 0.0 {
-        return Err(format!("temperature {temperature}: 0 or more is possible"));
-    }
-    if !(*top_p > 0.0 && *top_p <= 1.0) {
-        return Err(format!("top_p {top_p}: above 0 and up to 1 is possible"));
-    }
-    if !(0.0..1.0).contains(min_p) {
-        return Err(format!("min_p {min_p}: 0 up to below 1 is possible"));
-    }
+    let distribution = Distribution {
+        temperature: *temperature,
+        top_p: *top_p,
+        top_k: *top_k,
+        min_p: *min_p,
+    };
+    distribution.check().map_err(|error| error.to_string())?;
     if *max_tokens == 0 || *max_tokens as usize > plan.max_sequence_tokens {
         return Err(format!(
             "max_tokens {max_tokens}: 1 to {} is possible in this run",

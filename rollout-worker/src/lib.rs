@@ -12,11 +12,9 @@
 //! - [`engine`]: continuous batching over a `Decoder`; `thread` drives it.
 //! - `outbox`: completions that are not acknowledged yet.
 //! - `state`: what to do about each thing that happens; `service` is the shell around it.
-//! - `host`: what a person knows the machine by.
 
 pub mod check;
 pub mod engine;
-mod host;
 mod outbox;
 pub mod queue;
 pub mod seed;

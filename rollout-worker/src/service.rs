@@ -13,8 +13,10 @@ use tina_proto::{
     adapters::{AdapterTransport, GrpcTransport, MAX_ADAPTER_BYTES, Nccl, NcclTransport},
     backoff::{Backoff, BackoffOptions},
     client::{
-        AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, rollouts_client,
+        AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, reason,
+        rollouts_client,
     },
+    host,
     v1::{
         DeviceInfo, ModelSpec, PolicyVersion, RunSpec, WorkerCommand, WorkerHeartbeat, WorkerHello,
         worker_command::Command,
@@ -32,7 +34,6 @@ use tracing::{info, warn};
 use crate::{
     check,
     engine::Engine,
-    host,
     state::{Action, LoadedModel, State},
     thread::EngineThread,
 };
@@ -174,7 +175,7 @@ impl Worker {
         let auth = options.coordinator.interceptor()?;
         let hello = WorkerHello {
             worker_id: options.worker_id.clone(),
-            device: Some(host::device_info(&options.device, String::new())),
+            device: Some(device_info(&options.device, String::new())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address: host::address(),
             slots: options.slots.unwrap_or(0),
@@ -318,7 +319,7 @@ impl Worker {
                 url: self.url(),
                 status: Box::new(status),
             }),
-            _ => Ok(End::Lost(status.to_string())),
+            _ => Ok(End::Lost(reason(&status))),
         }
     }
 
@@ -459,7 +460,7 @@ fn load(
     let model = tina_model::open(&source)?;
     let plan = check::run_plan(&spec, &model.text.config).map_err(WorkerError::Spec)?;
     let decoder = Decoder::load(&model.text.config, &*model.weights, &load_options)?;
-    let device: DeviceInfo = host::device_info(&options.device, decoder.numerics());
+    let device: DeviceInfo = device_info(&options.device, decoder.numerics());
     let text = Arc::new(model.text.tokenizer);
     let engine = Engine::new(Arc::new(decoder), text, plan.clone(), slots as usize)?;
     Ok((
@@ -474,9 +475,16 @@ fn load(
     ))
 }
 
+fn device_info(device: &str, numerics: String) -> DeviceInfo {
+    host::device_info(device, numerics, rayon::current_num_threads())
+}
+
 fn load_options(model: &ModelSpec, device: &str) -> Result<LoadOptions, WorkerError> {
     let mut options = LoadOptions::new(parse_device(device)?, false);
-    options.dtype = check::dtype(&model.dtype).map_err(WorkerError::Spec)?;
+    options.dtype = model
+        .dtype
+        .parse()
+        .map_err(|error: ModelError| WorkerError::Spec(error.to_string()))?;
     Ok(options)
 }
 

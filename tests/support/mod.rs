@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -102,7 +101,17 @@ impl Bench {
 
     /// `tina up run.toml` with a run of this name.
     pub(crate) fn up(&self, name: &str, more: &[&str]) -> Up {
+        self.start(tina(), name, more)
+    }
+
+    /// The same, each process with this many threads to compute with.
+    pub(crate) fn up_with_threads(&self, threads: usize, name: &str, more: &[&str]) -> Up {
         let mut command = tina();
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+        self.start(command, name, more)
+    }
+
+    fn start(&self, mut command: Command, name: &str, more: &[&str]) -> Up {
         command
             .current_dir(self.folder.path())
             .args(["up", "run.toml", "--json", "--set"])
@@ -250,9 +259,18 @@ impl Up {
 
     /// Waits until the run has done `step` steps.
     pub(crate) fn wait_for_step(&mut self, step: u64) -> RunStatus {
+        self.wait_for(&format!("step {step}"), |status| status.step >= step)
+    }
+
+    /// Waits until the run says of itself what is wanted.
+    pub(crate) fn wait_for(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&RunStatus) -> bool,
+    ) -> RunStatus {
         let mut seen = None;
-        self.wait(&format!("step {step}"), |up| {
-            seen = up.status().filter(|status| status.step >= step);
+        self.wait(what, |up| {
+            seen = up.status().filter(&wanted);
             seen.is_some()
         });
         seen.unwrap()

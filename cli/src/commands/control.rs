@@ -1,7 +1,7 @@
 //! `tina control`: the few things that a person may order.
 
 use tina_proto::{
-    client::{call, connect, control_client},
+    client::{call, connect, control_client, reason},
     v1::ControlRequest,
 };
 
@@ -36,6 +36,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         Order::Resume => client.resume(request).await,
         Order::Stop => client.stop(request).await,
     };
-    println!("{}", reply?.into_inner().message);
+    let reply = reply.map_err(|status| reason(&status))?;
+    println!("{}", reply.into_inner().message);
     Ok(())
 }

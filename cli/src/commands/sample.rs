@@ -4,8 +4,12 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tina_coordinator::{config::RunConfig, data::PromptTemplate};
+use tina_coordinator::{
+    config::RunConfig,
+    data::{PromptTemplate, TEMPLATE_TIME},
+};
 use tina_model::{ChatMessage, Distribution, KvCache, Scratch, Tokenizer};
+use tina_rollout_worker::stop::StopScan;
 
 use crate::{
     Failure,
@@ -45,11 +49,21 @@ pub(crate) struct Args {
     prompts: Vec<String>,
 }
 
+impl Args {
+    fn distribution(&self) -> Distribution {
+        Distribution {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    if !(args.temperature >= 0.0 && args.top_p > 0.0 && args.max_tokens > 0) {
-        return Err(
-            "--temperature must be 0 or more, --top-p above 0, --max-tokens 1 or more".into(),
-        );
+    args.distribution().check()?;
+    if args.max_tokens == 0 {
+        return Err("--max-tokens must be 1 or more".into());
     }
     let mut talk = Talk::new(args)?;
     if !args.prompts.is_empty() {
@@ -84,22 +98,36 @@ struct Talk<'a> {
     /// Without the chat template.
     raw: bool,
     policy: Policy,
+    /// What ends an answer: the model's own, and the run's.
+    stop_token_ids: Vec<u32>,
+    stop: Vec<String>,
     messages: Vec<ChatMessage>,
     rng: ChaCha8Rng,
 }
 
 impl<'a> Talk<'a> {
     fn new(args: &'a Args) -> Result<Self, Failure> {
-        let policy = Policy::load(&args.policy)?;
+        let mut policy = Policy::load(&args.policy)?;
         let raw = args.raw || policy.config.as_ref().is_some_and(|run| !run.data.chat);
         if policy.text.chat.is_none() && !raw {
             return Err("the model has no chat template; use --raw".into());
+        }
+        let mut stop_token_ids = policy.text.stop_token_ids.clone();
+        let mut stop = Vec::new();
+        if let Some(run) = &policy.config {
+            // Asked and ended as in training.
+            let params = run.sampling_params(&stop_token_ids);
+            (stop_token_ids, stop) = (params.stop_token_ids, params.stop);
+            let chat = policy.text.chat.take();
+            policy.text.chat = chat.map(|template| template.at(TEMPLATE_TIME));
         }
         let rng = ChaCha8Rng::seed_from_u64(args.seed);
         let mut talk = Self {
             args,
             raw,
             policy,
+            stop_token_ids,
+            stop,
             messages: Vec::new(),
             rng,
         };
@@ -158,12 +186,8 @@ impl<'a> Talk<'a> {
             )
             .into());
         }
-        let distribution = Distribution {
-            temperature: self.args.temperature,
-            top_p: self.args.top_p,
-            top_k: self.args.top_k,
-            min_p: self.args.min_p,
-        };
+        let distribution = self.args.distribution();
+        let mut stop_scan = StopScan::new(&self.stop);
         let mut scratch = Scratch::default();
         let mut cache: KvCache = decoder.new_cache(1, prompt.len() + room)?;
         let (kept, mut logits) = decoder.prefill(&mut cache, prompt, adapter.as_ref())?;
@@ -172,10 +196,13 @@ impl<'a> Talk<'a> {
         for count in 1..=room {
             let uniform = self.rng.random::<f64>();
             let token = distribution.sample(&logits, uniform, &mut scratch).token;
-            if text.stop_token_ids.contains(&token) {
+            if self.stop_token_ids.contains(&token) {
                 break;
             }
             printer.push(token)?;
+            if stop_scan.reached(&printer.tokens, &text.tokenizer)? {
+                break;
+            }
             if count < room {
                 let next = decoder.decode(&mut cache, &[(0, token)], adapter.as_ref())?;
                 logits = next.squeeze(0)?.to_vec1::<f32>()?;

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use tina_proto::{
-    client::{ClientOptions, call, connect, status_client},
+    client::{ClientOptions, STREAM_OPEN_DEADLINE, call, connect, reason, status_client},
     v1,
 };
+use tokio::time::timeout;
 use tonic::Request;
 
 use crate::{
@@ -57,7 +58,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     if !args.watch {
         let status = client
             .get_status(call(v1::StatusRequest {}))
-            .await?
+            .await
+            .map_err(|status| reason(&status))?
             .into_inner();
         if args.json {
             println!("{}", to_json(&status));
@@ -69,10 +71,14 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     // No deadline on the whole stream: it goes on as long as the run; keep-alive notices a
     // coordinator that is gone.
     let request = Request::new(v1::WatchStatusRequest { interval_ms: 1000 });
-    let mut stream = client.watch_status(request).await?.into_inner();
+    let mut stream = timeout(STREAM_OPEN_DEADLINE, client.watch_status(request))
+        .await
+        .map_err(|_| "the coordinator doesn't answer")?
+        .map_err(|status| reason(&status))?
+        .into_inner();
     let mut progress = Progress::new(args.json, 0);
     let mut first = true;
-    while let Some(status) = stream.message().await? {
+    while let Some(status) = stream.message().await.map_err(|status| reason(&status))? {
         if args.json {
             println!("{}", to_json(&status));
         } else if std::mem::take(&mut first) {

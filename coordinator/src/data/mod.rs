@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::RunConfig;
 
-pub use render::PromptRenderer;
+pub use render::{PromptRenderer, TEMPLATE_TIME};
 pub use template::PromptTemplate;
 
 /// A question whose answer can be checked.

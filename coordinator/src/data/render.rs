@@ -7,7 +7,7 @@ use crate::config::RunConfig;
 
 /// What a chat template is told of the time: midnight of 26 July 2024, UTC, the date that Llama 3's
 /// template falls back to. A run that is resumed on another day must render the same prompts.
-const TEMPLATE_TIME: u64 = 1_721_952_000;
+pub const TEMPLATE_TIME: u64 = 1_721_952_000;
 
 /// Makes prompts for one model.
 #[derive(Debug)]

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tina_proto::{
     adapters::{AdapterTransport as _, GrpcTransport, TransportError},
-    client::{AuthInterceptor, ClientError, STREAM_OPEN_DEADLINE, connect, learning_client},
+    client::{
+        AuthInterceptor, ClientError, STREAM_OPEN_DEADLINE, connect, learning_client, reason,
+    },
     v1::{
         BatchRefused, LearnerCommand, LearnerHello, LearnerMessage, PolicyVersion,
         learner_command::Command, learner_message::Message,
@@ -33,6 +35,7 @@ const OUTGOING: usize = 16;
 
 /// One connection to the coordinator.
 pub(super) struct Session {
+    welcomed: bool,
     outgoing: mpsc::Sender<LearnerMessage>,
     incoming: Streaming<LearnerCommand>,
     transport: GrpcTransport,
@@ -65,7 +68,7 @@ impl Session {
             learner_id: options.learner_id.clone(),
             device: Some(host::device_info(&options.device, String::new())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: host::address(),
+            address: tina_proto::host::address(),
         });
         // The channel is new and has room.
         let _ = outgoing.try_send(LearnerMessage {
@@ -80,6 +83,7 @@ impl Session {
         };
         let transport = GrpcTransport::new(channel, auth.clone());
         Ok(Self {
+            welcomed: false,
             outgoing,
             incoming,
             transport,
@@ -93,9 +97,16 @@ impl Session {
         match self.incoming.message().await {
             Ok(Some(LearnerCommand {
                 command: Some(command),
-            })) => Ok(command),
+            })) => {
+                self.welcomed |= matches!(command, Command::Welcome(_));
+                Ok(command)
+            }
             Ok(Some(_)) => Err(End::Lost("a command of an unknown kind came".to_owned())),
             Ok(None) => Err(End::Lost("the coordinator closed the stream".to_owned())),
+            // In place of a Welcome it is a refusal: the run has a learner.
+            Err(status) if status.code() == Code::Aborted && !self.welcomed => {
+                Err(refused(&self.url, status))
+            }
             Err(status) => Err(broken(&self.url, status)),
         }
     }
@@ -179,16 +190,20 @@ impl Session {
     }
 }
 
+fn refused(url: &str, status: Status) -> End {
+    End::Failed(LearnerError::Refused {
+        url: url.to_owned(),
+        status: Box::new(status),
+    })
+}
+
 /// A stream that ended with a status: refused for good, or lost.
 fn broken(url: &str, status: Status) -> End {
     match status.code() {
         Code::Unauthenticated
         | Code::PermissionDenied
         | Code::InvalidArgument
-        | Code::Unimplemented => End::Failed(LearnerError::Refused {
-            url: url.to_owned(),
-            status: Box::new(status),
-        }),
-        _ => End::Lost(status.to_string()),
+        | Code::Unimplemented => refused(url, status),
+        _ => End::Lost(reason(&status)),
     }
 }

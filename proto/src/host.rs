@@ -1,22 +1,27 @@
-//! What a person knows the machine by.
+//! What a person knows a machine by: what roles say of themselves in their Hello.
 
 use std::fs;
 
-use tina_proto::v1::DeviceInfo;
+use crate::v1::DeviceInfo;
 
-/// Host name and process id.
-pub(crate) fn address() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname")
+/// The machine's host name.
+pub fn name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "localhost".to_owned());
-    format!("{name}:{}", std::process::id())
+        .unwrap_or_else(|| "localhost".to_owned())
 }
 
-/// The device "cpu" or "cuda:N" with its name, and the numerics where they are known.
-pub(crate) fn device_info(device: &str, numerics: String) -> DeviceInfo {
+/// Host name and process id.
+pub fn address() -> String {
+    format!("{}:{}", name(), std::process::id())
+}
+
+/// The device "cpu" or "cuda:N" with its name, the numerics where they are known, and the threads
+/// that compute on a CPU.
+pub fn device_info(device: &str, numerics: String, threads: usize) -> DeviceInfo {
     let name = match device.strip_prefix("cuda") {
         None => fs::read_to_string("/proc/cpuinfo")
             .ok()
@@ -28,7 +33,7 @@ pub(crate) fn device_info(device: &str, numerics: String) -> DeviceInfo {
         device: device.to_owned(),
         name: name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         numerics,
-        threads: rayon::current_num_threads() as u32,
+        threads: threads as u32,
     }
 }
 
@@ -67,11 +72,11 @@ mod tests {
 
     #[test]
     fn the_device_always_has_a_name() {
-        let info = device_info("cpu", "cpu-f32".to_owned());
-        assert!(!info.name.is_empty() && info.threads > 0);
+        let info = device_info("cpu", "cpu-f32".to_owned(), 3);
+        assert!(!info.name.is_empty());
         assert_eq!(
-            (info.device.as_str(), info.numerics.as_str()),
-            ("cpu", "cpu-f32")
+            (info.device.as_str(), info.numerics.as_str(), info.threads),
+            ("cpu", "cpu-f32", 3)
         );
         assert!(address().ends_with(&format!(":{}", std::process::id())));
     }
