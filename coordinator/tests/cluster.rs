@@ -1,11 +1,14 @@
 //! Whole runs: a real coordinator, and workers and a learner that speak real gRPC.
 
+// The helpers of tests may panic, as tests may: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use support::{Coordinator, Manners, Roles, adapter, config, options, undisturbed};
-use tina_coordinator::{CoordinatorError, RunEvent};
+use tina_coordinator::{CoordinatorError, CoordinatorOptions, RunEvent, config::RunConfig};
 use tina_proto::{
     client,
     v1::{self, ControlRequest, ListCompletionsRequest, ListStepsRequest, StatusRequest},
@@ -34,6 +37,101 @@ fn a_run_trains_evaluates_and_leaves_its_adapter() {
     assert!(!adapters.join("000001").exists());
     let latest = std::fs::read_link(adapters.join("latest")).unwrap();
     assert_eq!(latest.to_str(), Some("000004"));
+}
+
+/// A start that is expected to be refused.
+fn refused(config: RunConfig, resume: bool, overwrite: bool) -> CoordinatorError {
+    let options = CoordinatorOptions {
+        config,
+        resume,
+        overwrite,
+        launch: false,
+        exe: None,
+    };
+    let (events, _heard) = tokio::sync::mpsc::unbounded_channel();
+    let (_shutdown, asked) = tokio::sync::watch::channel(0);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let run = tina_coordinator::run(options, events, asked);
+    let run = async { tokio::time::timeout(Duration::from_secs(30), run).await };
+    runtime.block_on(run).unwrap().unwrap_err()
+}
+
+/// A run that is stopped before its first step.
+fn begin(config: RunConfig) {
+    let address = tokio::sync::watch::channel(String::new()).0;
+    let coordinator = Coordinator::start(config, false, &address);
+    while !matches!(coordinator.events.recv(), Ok(RunEvent::Bound { .. })) {}
+    coordinator.shutdown.send(1).unwrap();
+    assert!(coordinator.finish().unwrap().stopped_early);
+}
+
+#[test]
+fn a_resume_that_is_refused_leaves_the_folder_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let problems = folder.path().join("problems.jsonl");
+    let write = |last: &str| {
+        let rows: String = (0..20)
+            .map(|n| format!("{{\"question\": \"{n}+{n}\", \"answer\": \"{}\"}}\n", 2 * n))
+            .collect();
+        std::fs::write(&problems, rows + last).unwrap();
+    };
+    write("");
+    let own = config(folder.path(), &["data.source=problems.jsonl"]);
+    let nothing = refused(own.clone(), true, false);
+    assert!(
+        matches!(nothing, CoordinatorError::NoRun { .. }),
+        "{nothing}"
+    );
+    assert!(!own.run_dir().exists());
+
+    begin(own.clone());
+    let kept = || std::fs::read_to_string(own.run_dir().join("config.toml")).unwrap();
+    let before = kept();
+    let other = config(
+        folder.path(),
+        &["data.source=problems.jsonl", "lora.rank=4"],
+    );
+    let error = refused(other, true, false).to_string();
+    assert!(error.contains("lora.rank: was 2, is 4"), "{error}");
+
+    write("{\"question\": \"1+2\", \"answer\": \"3\"}\n");
+    let error = refused(own.clone(), true, false).to_string();
+    assert!(error.contains("other problems"), "{error}");
+    assert_eq!(kept(), before);
+}
+
+#[test]
+fn what_the_model_does_not_allow_is_refused_before_anybody_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    for (set, words) in [
+        ("sampling.max_tokens=254", "256 positions"),
+        ("sampling.stop_token_ids=[64]", "vocabulary of 64"),
+    ] {
+        let error = refused(config(folder.path(), &[set]), false, false).to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn an_overwrite_that_can_not_begin_deletes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = config(folder.path(), &[]);
+    begin(own.clone());
+    let parts = ["run.db", "config.toml", "adapters", "logs"];
+    let all_there = || parts.iter().all(|part| own.run_dir().join(part).exists());
+    assert!(all_there());
+
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("cluster.listen=\"{}\"", busy.local_addr().unwrap());
+    let error = refused(config(folder.path(), &[&port]), false, true);
+    assert!(matches!(error, CoordinatorError::Doors(_)), "{error}");
+    let error = refused(
+        config(folder.path(), &["data.source=none.jsonl"]),
+        false,
+        true,
+    );
+    assert!(matches!(error, CoordinatorError::Data(_)), "{error}");
+    assert!(all_there());
 }
 
 #[test]

@@ -8,6 +8,21 @@ use tina_proto::auth::TOKEN_VARIABLE;
 use super::{Dtype, RunConfig, schema::Reader};
 use crate::data::{PromptTemplate, arithmetic};
 
+/// Sequences that a worker can decode at a time.
+const MAX_SLOTS: u32 = 4096;
+/// Tokens of a completion; the model's positions are fewer, but not known here.
+const MAX_TOKENS: u32 = 1 << 20;
+/// Prompts of one round.
+const MAX_PROMPTS: u32 = 1 << 20;
+/// Completions of one step.
+const MAX_COMPLETIONS: u64 = 1 << 24;
+/// Stop tokens, and stop strings.
+pub(crate) const MAX_STOPS: usize = 64;
+/// Bytes of a stop string.
+const MAX_STOP_BYTES: usize = 1024;
+/// Time between heartbeats, in ms; workers and learner beat no faster.
+const MIN_HEARTBEAT_MS: u32 = 100;
+
 /// Complains to the reader about everything impossible in `config`.
 pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     let mut check = |key: &str, fine: bool, message: &str| {
@@ -45,7 +60,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         (1..=4096).contains(&config.lora.rank),
         "must be between 1 and 4096",
     );
-    check("lora.alpha", config.lora.alpha > 0.0, positive);
+    check(
+        "lora.alpha",
+        config.lora.alpha > 0.0 && (config.lora.alpha as f32).is_finite(),
+        "must be above 0, and an f32",
+    );
     check("lora.dropout", is_below_one(config.lora.dropout), below_one);
     check(
         "lora.target_modules",
@@ -80,22 +99,44 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         "must be above 0, and 1 at most",
     );
     check("sampling.min_p", is_below_one(sampling.min_p), below_one);
-    check("sampling.max_tokens", sampling.max_tokens >= 1, one_or_more);
+    let tokens = 1..=MAX_TOKENS;
+    let tokens_message = format!("must be between 1 and {MAX_TOKENS}");
+    check(
+        "sampling.max_tokens",
+        tokens.contains(&sampling.max_tokens),
+        &tokens_message,
+    );
     check(
         "sampling.stop",
         sampling.stop.iter().all(|s| !s.is_empty()),
         "an empty stop string stops everything",
     );
+    check(
+        "sampling.stop",
+        sampling.stop.len() <= MAX_STOPS && sampling.stop.iter().all(|s| s.len() <= MAX_STOP_BYTES),
+        &format!("must be {MAX_STOPS} strings at most, of {MAX_STOP_BYTES} bytes at most"),
+    );
+    check(
+        "sampling.stop_token_ids",
+        sampling.stop_token_ids.len() <= MAX_STOPS,
+        &format!("must be {MAX_STOPS} at most"),
+    );
 
     check(
         "algorithm.prompts_per_step",
-        algorithm.prompts_per_step >= 1,
-        one_or_more,
+        (1..=MAX_PROMPTS).contains(&algorithm.prompts_per_step),
+        &format!("must be between 1 and {MAX_PROMPTS}"),
     );
     check(
         "algorithm.completions_per_prompt",
         algorithm.completions_per_prompt >= 2,
         "must be 2 or more: an advantage is relative to the group's others",
+    );
+    check(
+        "algorithm.completions_per_prompt",
+        u64::from(algorithm.prompts_per_step) * u64::from(algorithm.completions_per_prompt)
+            <= MAX_COMPLETIONS,
+        &format!("times algorithm.prompts_per_step must be {MAX_COMPLETIONS} at most"),
     );
     check("algorithm.clip_low", is_share(algorithm.clip_low), share);
     check(
@@ -110,7 +151,9 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         one_or_more,
     );
 
-    check("learner.lr", learner.lr > 0.0, positive);
+    let up_to_one = "must be above 0, and 1 at most";
+    let is_up_to_one = |x: f64| x > 0.0 && x <= 1.0;
+    check("learner.lr", is_up_to_one(learner.lr), up_to_one);
     check(
         "learner.min_lr_ratio",
         is_share(learner.min_lr_ratio),
@@ -118,11 +161,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
     check("learner.beta1", is_below_one(learner.beta1), below_one);
     check("learner.beta2", is_below_one(learner.beta2), below_one);
-    check("learner.eps", learner.eps > 0.0, positive);
+    check("learner.eps", is_up_to_one(learner.eps), up_to_one);
     check(
         "learner.weight_decay",
-        learner.weight_decay >= 0.0,
-        not_negative,
+        (0.0..=1e3).contains(&learner.weight_decay),
+        "must be between 0 and 1000",
     );
     check(
         "learner.max_grad_norm",
@@ -150,7 +193,13 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         "must not be more than learner.schedule_steps",
     );
 
-    check("rollout.slots", config.rollout.slots >= 1, one_or_more);
+    let slots = 1..=MAX_SLOTS;
+    let slots_message = format!("must be between 1 and {MAX_SLOTS}");
+    check(
+        "rollout.slots",
+        slots.contains(&config.rollout.slots),
+        &slots_message,
+    );
     check(
         "eval.temperature",
         config.eval.temperature >= 0.0,
@@ -158,8 +207,13 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
     check(
         "eval.max_tokens",
-        config.eval.max_tokens != Some(0),
-        one_or_more,
+        config.eval.max_tokens.is_none_or(|n| tokens.contains(&n)),
+        &tokens_message,
+    );
+    check(
+        "eval.problems",
+        config.eval_problems() <= MAX_PROMPTS as usize,
+        &format!("must be {MAX_PROMPTS} at most"),
     );
     check(
         "eval.problems",
@@ -194,8 +248,8 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     for (at, worker) in config.rollout.workers.iter().enumerate() {
         check(
             &format!("rollout.workers.{at}.slots"),
-            worker.slots != Some(0),
-            one_or_more,
+            worker.slots.is_none_or(|n| slots.contains(&n)),
+            &slots_message,
         );
     }
     check(
@@ -205,8 +259,8 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
     check(
         "cluster.heartbeat_ms",
-        config.cluster.heartbeat_ms >= 10,
-        "must be 10 or more",
+        config.cluster.heartbeat_ms >= MIN_HEARTBEAT_MS,
+        &format!("must be {MIN_HEARTBEAT_MS} or more"),
     );
     let beat = f64::from(config.cluster.heartbeat_ms) / 1000.0;
     check(

@@ -20,6 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
     AdapterTransport, AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype,
@@ -222,11 +223,16 @@ impl RunConfig {
         for entry in entries {
             let known = || TABLES.iter().copied().chain(["reward"]);
             if !known().any(|name| name == entry.key) {
-                let near = schema::nearest(&entry.key, known(), 0.0).unwrap_or("run");
+                let near = schema::nearest(&entry.key, known(), 0.75);
                 let message = match entry.node.tree {
-                    Tree::Table(_) | Tree::Array(_) => {
-                        format!("unknown section; did you mean [{near}]?")
-                    }
+                    Tree::Table(_) | Tree::Array(_) => match near {
+                        Some(near) => format!("unknown section; did you mean [{near}]?"),
+                        None => {
+                            let all: Vec<String> =
+                                known().map(|name| format!("[{name}]")).collect();
+                            format!("unknown section; there are {}", all.join(", "))
+                        }
+                    },
                     _ => "a key outside every section; sections are [run], [model], ...".to_owned(),
                 };
                 reader.complain(&entry.key, Some(entry.place), message);

@@ -85,6 +85,11 @@ fn an_unknown_key_names_file_line_and_the_nearest() {
         errors,
         ["c.toml:15:2: learnr: unknown section; did you mean [learner]?"]
     );
+    let errors = parse(&format!("{SMALL}\n[foo]\nlr = 1"), &[]).expect_err("unknown");
+    assert!(
+        errors[0].contains("unknown section; there are [run], [model]"),
+        "{errors:?}"
+    );
 
     let errors = parse(&format!("{SMALL}\n[learner]\ntemperature = 1"), &[]).expect_err("unknown");
     let expected = "c.toml:16:1: learner.temperature: unknown key; there is `sampling.temperature`";
@@ -226,9 +231,24 @@ fn single_values_out_of_range_are_refused() {
         "cluster.listen=localhost",
         "cluster.worker_timeout_s=1",
         "cost.usd_per_hour=-1",
+        "cluster.heartbeat_ms=99",
+        "lora.alpha=1e300",
+        "sampling.max_tokens=4294967295",
+        "eval.max_tokens=4294967295",
+        "algorithm.prompts_per_step=4000000000",
+        "algorithm.completions_per_prompt=4000000000",
+        "learner.lr=1.5",
+        "learner.eps=2",
+        "learner.weight_decay=1001",
+        "rollout.slots=4097",
+        "rollout.workers=[{slots=4097}]",
     ] {
         assert!(parse(SMALL, &[set]).is_err(), "{set}");
     }
+    let long = format!("sampling.stop=['{}']", "x".repeat(1025));
+    assert!(parse(SMALL, &[&long]).is_err());
+    let many = format!("sampling.stop_token_ids={:?}", [0; 65]);
+    assert!(parse(SMALL, &[&many]).is_err());
 }
 
 #[test]

@@ -236,6 +236,27 @@ impl DataSet {
         all.map(|prompt| prompt.tokens.len()).max().unwrap_or(0)
     }
 
+    /// Changes when any prompt, gold answer or their order does: SHA-256, in hex.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(b"tina problems ");
+        for part in [&self.train, &self.held_out] {
+            hash.update((part.len() as u64).to_le_bytes());
+            for prompt in part {
+                hash.update((prompt.tokens.len() as u64).to_le_bytes());
+                for token in &prompt.tokens {
+                    hash.update(token.to_le_bytes());
+                }
+                hash.update((prompt.gold.len() as u64).to_le_bytes());
+                hash.update(prompt.gold.as_bytes());
+            }
+        }
+        hash.finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
     /// One line for a person: how many problems there are, and what was left out.
     pub fn summary(&self) -> String {
         let mut text = format!(

@@ -47,6 +47,28 @@ fn training_never_sees_what_is_held_out() {
 }
 
 #[test]
+fn the_digest_tells_of_every_change_in_prompts_and_answers() {
+    let config = config(&[]);
+    let all = problems(&config).expect("problems");
+    let digest = |problems: &[Problem]| {
+        DataSet::build(&config, problems, bytes)
+            .expect("data")
+            .digest()
+    };
+    let same = digest(&all);
+    assert_eq!(same, digest(&all));
+    for at in [0, 7, all.len() - 1] {
+        let mut changed = all.clone();
+        changed[at].prompt += " ";
+        assert_ne!(digest(&changed), same, "prompt {at}");
+        let mut changed = all.clone();
+        changed[at].answer += "0";
+        assert_ne!(digest(&changed), same, "answer {at}");
+    }
+    assert_ne!(digest(&all[1..]), same);
+}
+
+#[test]
 fn a_step_has_the_same_prompts_whenever_it_is_asked() {
     let (one, two) = (build(&[]).expect("data"), build(&[]).expect("data"));
     for step in [7, 1, 300, 7] {

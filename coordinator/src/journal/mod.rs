@@ -64,6 +64,17 @@ pub enum JournalError {
         /// `key: was A, is B`.
         differences: Vec<String>,
     },
+    /// Begun with other problems.
+    #[error(
+        "journal {path} was begun with other problems: the file of data.source, the model's \
+         tokenizer or its chat template changed since, and the completions in it were sampled for \
+         other prompts. Bring the old ones back, or start a new run (another run.name, or \
+         --overwrite)"
+    )]
+    Problems {
+        /// The database.
+        path: PathBuf,
+    },
     /// A row that can't be.
     #[error("journal {path} is damaged: {message}")]
     Damaged {
@@ -212,13 +223,15 @@ pub fn steps_done(path: &Path) -> Result<u64, JournalError> {
 
 impl Journal {
     /// Opens the journal at `path`, or begins it (`run_id` names a new run), and tells `note` what
-    /// happens.
+    /// happens. `problems` is the digest of the run's problems.
     ///
     /// # Errors
-    /// The database can't be used, or belongs to another config or program version.
+    /// The database can't be used, or belongs to another config, other problems or another program
+    /// version.
     pub fn open(
         path: &Path,
         config: &RunConfig,
+        problems: &str,
         run_id: &str,
         note: impl Fn(Note) + Send + 'static,
     ) -> Result<(Self, Resumed), JournalError> {
@@ -232,11 +245,16 @@ impl Journal {
                         differences,
                     });
                 }
+                if store.problems()? != problems {
+                    return Err(JournalError::Problems {
+                        path: path.to_owned(),
+                    });
+                }
                 let resumed = store.resume()?;
                 (store, resumed)
             }
             None => {
-                let store = Store::create(path, run_id, &fingerprint)?;
+                let store = Store::create(path, run_id, &fingerprint, problems)?;
                 (
                     store,
                     Resumed {

@@ -50,13 +50,19 @@ impl Store {
         })
     }
 
-    pub(super) fn create(path: &Path, run_id: &str, config: &str) -> Result<Self> {
+    pub(super) fn create(path: &Path, run_id: &str, config: &str, problems: &str) -> Result<Self> {
         let mut store = Self::connect(path)?;
         let begin = |db: &mut Connection| {
             let write = db.transaction()?;
             write.execute_batch(include_str!("schema.sql"))?;
             let schema = SCHEMA_VERSION.to_string();
-            for (key, value) in [("schema", &*schema), ("run_id", run_id), ("config", config)] {
+            let meta = [
+                ("schema", &*schema),
+                ("run_id", run_id),
+                ("config", config),
+                ("problems", problems),
+            ];
+            for (key, value) in meta {
                 set_meta(&write, key, value)?;
             }
             write.commit()
@@ -104,6 +110,10 @@ impl Store {
 
     pub(super) fn config(&self) -> Result<String> {
         Ok(self.meta("config")?.unwrap_or_default())
+    }
+
+    pub(super) fn problems(&self) -> Result<String> {
+        Ok(self.meta("problems")?.unwrap_or_default())
     }
 
     pub(super) fn steps_done(&self) -> Result<u64> {
@@ -353,9 +363,21 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
             db.execute("DELETE FROM evals WHERE step >= ?1", [step])?;
             db.execute("DELETE FROM completions WHERE group_id >= ?1", [next])?;
             db.execute("DELETE FROM prompts WHERE group_id >= ?1", [next])?;
+            // The step was done again: what its record says of the version must be true of the new.
+            let old: Option<Vec<u8>> = db
+                .query_row("SELECT record FROM steps WHERE step = ?1", [step], |row| {
+                    row.get(0)
+                })
+                .optional()?
+                .flatten();
+            let record = old.and_then(|old| v1::StepRecord::decode(&*old).ok());
+            let record = record.map(|record| {
+                let version = Some(version.to_wire());
+                v1::StepRecord { version, ..record }.encode_to_vec()
+            });
             db.execute(
-                "UPDATE steps SET digest = ?2 WHERE step = ?1",
-                params![step, &version.digest[..]],
+                "UPDATE steps SET digest = ?2, record = ?3 WHERE step = ?1",
+                params![step, &version.digest[..], record],
             )?;
         }
         Write::Counters(counters) => set_counters(db, counters)?,

@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -41,7 +42,7 @@ impl Keep {
 enum Job {
     Save(u64, Arc<[u8]>),
     Best(u64),
-    RollBack(u64),
+    RollBack(u64, Option<u64>),
 }
 
 /// Writes adapters on a thread of its own.
@@ -62,6 +63,7 @@ impl Shelf {
         failed: impl Fn(String) + Send + 'static,
     ) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
+        put_back(&folder)?;
         let (jobs, waiting) = mpsc::channel();
         let mut writer = Writer {
             folder,
@@ -90,8 +92,9 @@ impl Shelf {
         let _ = self.jobs.send(Job::Best(step));
     }
 
-    pub(super) fn roll_back(&self, step: u64) {
-        let _ = self.jobs.send(Job::RollBack(step));
+    /// Removes adapters of later steps; `best` is the best step of those that stay.
+    pub(super) fn roll_back(&self, step: u64, best: Option<u64>) {
+        let _ = self.jobs.send(Job::RollBack(step, best));
     }
 
     /// Waits until all is written.
@@ -128,10 +131,16 @@ impl Writer {
                     point(&self.folder, "best", step)?;
                 }
             }
-            Job::RollBack(step) => {
-                self.best = None;
+            Job::RollBack(step, best) => {
                 for void in self.there()?.into_iter().filter(|&there| there > step) {
                     fs::remove_dir_all(self.folder.join(name(void)))?;
+                }
+                let there = self.there()?;
+                self.best = best.filter(|best| there.contains(best));
+                // Where nothing is left, the next adapter that is saved sets the links.
+                if let Some(&latest) = there.last() {
+                    point(&self.folder, "latest", latest)?;
+                    point(&self.folder, "best", self.best.unwrap_or(latest))?;
                 }
             }
         }
@@ -146,10 +155,25 @@ impl Writer {
         let fresh = self.folder.join(format!(".{}.new", name(step)));
         remove(&fresh)?;
         fs::create_dir(&fresh)?;
-        fs::write(fresh.join("adapter_model.safetensors"), bytes)?;
-        fs::write(fresh.join("adapter_config.json"), &self.config)?;
-        remove(&place)?;
-        fs::rename(&fresh, &place)
+        let parts = [
+            ("adapter_model.safetensors", bytes),
+            ("adapter_config.json", self.config.as_bytes()),
+        ];
+        for (part, bytes) in parts {
+            let path = fresh.join(part);
+            fs::write(&path, bytes)?;
+            sync(&path)?;
+        }
+        sync(&fresh)?;
+        // A folder can't be replaced in one go: the old one stands aside until the new is there.
+        let old = self.folder.join(format!(".{}{OLD}", name(step)));
+        remove(&old)?;
+        if place.exists() {
+            fs::rename(&place, &old)?;
+        }
+        fs::rename(&fresh, &place)?;
+        sync(&self.folder)?;
+        remove(&old)
     }
 
     /// Steps whose adapters are on disk.
@@ -168,6 +192,31 @@ impl Writer {
         }
         Ok(steps)
     }
+}
+
+/// How the name of an adapter ends that stands aside for a new one of its step.
+const OLD: &str = ".old";
+
+/// Makes good what a death in the middle of [`Writer::save`] left.
+fn put_back(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let old = entry?.path();
+        let name = old.file_name().and_then(|name| name.to_str());
+        let Some(step) = name.and_then(|name| name.strip_prefix('.')?.strip_suffix(OLD)) else {
+            continue;
+        };
+        let place = folder.join(step);
+        if place.exists() {
+            remove(&old)?;
+        } else {
+            fs::rename(&old, &place)?;
+        }
+    }
+    Ok(())
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
@@ -243,5 +292,47 @@ mod tests {
             fs::read_link(folder.path().join("best")).unwrap(),
             Path::new("000002")
         );
+    }
+
+    #[test]
+    fn a_rollback_keeps_the_best_of_what_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let keep = Keep { every: 0, last: 5 };
+        let shelf = Shelf::new(folder.path().into(), "{}".into(), keep, None, |e| {
+            panic!("{e}")
+        })
+        .unwrap();
+        (1..=4).for_each(|step| shelf.save(step, vec![step as u8].into()));
+        shelf.best(4);
+        shelf.roll_back(3, Some(2));
+        shelf.save(3, vec![33].into());
+        shelf.close();
+        assert_eq!(steps(folder.path()), ["000001", "000002", "000003"]);
+        let read = |link: &str| {
+            fs::read(folder.path().join(link).join("adapter_model.safetensors")).unwrap()
+        };
+        assert_eq!((read("latest"), read("best")), (vec![33], vec![2]));
+    }
+
+    #[test]
+    fn an_adapter_that_stood_aside_at_a_death_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let keep = Keep { every: 0, last: 5 };
+            Shelf::new(folder.path().into(), "{}".into(), keep, None, |e| {
+                panic!("{e}")
+            })
+            .unwrap()
+        };
+        let shelf = open();
+        shelf.save(1, vec![1].into());
+        shelf.close();
+        fs::rename(
+            folder.path().join("000001"),
+            folder.path().join(".000001.old"),
+        )
+        .unwrap();
+        open().close();
+        assert_eq!(steps(folder.path()), ["000001"]);
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File, TryLockError},
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -14,9 +13,12 @@ use crate::{config::RunConfig, journal};
 /// File in a run's folder with the address of its coordinator, while there is one.
 pub const ADDRESS_FILE: &str = "coordinator.addr";
 
+/// The journal's file.
+const JOURNAL: &str = "run.db";
+
 /// All that a run leaves in its folder.
 const PARTS: [&str; 8] = [
-    "run.db",
+    JOURNAL,
     "run.db-wal",
     "run.db-shm",
     "config.toml",
@@ -35,8 +37,9 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder ready for a new run, or for going on with the one in it.
-    pub(super) fn prepare(
+    /// Takes the folder for a new run, or for going on with the one in it. What is in it stays as
+    /// it is: what else can go wrong at the start comes first.
+    pub(super) fn claim(
         config: &RunConfig,
         resume: bool,
         overwrite: bool,
@@ -46,6 +49,9 @@ impl Folder {
             let path = path.to_owned();
             move |source| CoordinatorError::File { path, source }
         };
+        if resume && !given.join(JOURNAL).exists() {
+            return Err(CoordinatorError::NoRun { run_dir: given });
+        }
         fs::create_dir_all(&given).map_err(at(&given))?;
         let path = given.canonicalize().map_err(at(&given))?;
         let lock_path = path.join("lock");
@@ -62,38 +68,46 @@ impl Folder {
             name: config.run.name.clone(),
             _lock: lock,
         };
-        if !resume {
-            if !overwrite {
-                let steps = journal::steps_done(&folder.journal())?;
-                if steps > 0 {
-                    return Err(CoordinatorError::Exists {
-                        run_dir: folder.path,
-                        steps,
-                    });
-                }
-            }
-            for part in PARTS {
-                let part = folder.path.join(part);
-                let removed = if part.is_dir() {
-                    fs::remove_dir_all(&part)
-                } else {
-                    fs::remove_file(&part)
-                };
-                match removed {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(at(&part)(error));
-                    }
-                    _ => {}
-                }
+        if !resume && !overwrite {
+            let steps = journal::steps_done(&folder.journal())?;
+            if steps > 0 {
+                return Err(CoordinatorError::Exists {
+                    run_dir: folder.path,
+                    steps,
+                });
             }
         }
-        for part in ["checkpoints", "logs"] {
-            let part = folder.path.join(part);
-            fs::create_dir_all(&part).map_err(at(&part))?;
-        }
-        let resolved = folder.path.join("config.toml");
-        fs::write(&resolved, config.to_toml()).map_err(at(&resolved))?;
         Ok(folder)
+    }
+
+    /// Removes what an earlier run left.
+    pub(super) fn clear(&self) -> Result<(), CoordinatorError> {
+        for part in PARTS {
+            let path = self.path.join(part);
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(CoordinatorError::File { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the places that the run writes to, and keeps the resolved config.
+    pub(super) fn furnish(&self, config: &RunConfig) -> Result<(), CoordinatorError> {
+        for part in ["checkpoints", "logs"] {
+            let path = self.path.join(part);
+            if let Err(source) = fs::create_dir_all(&path) {
+                return Err(CoordinatorError::File { path, source });
+            }
+        }
+        self.replace("config.toml", &config.to_toml())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -101,7 +115,7 @@ impl Folder {
     }
 
     pub(super) fn journal(&self) -> PathBuf {
-        self.path.join("run.db")
+        self.path.join(JOURNAL)
     }
 
     pub(super) fn adapters(&self) -> PathBuf {
@@ -125,10 +139,17 @@ impl Folder {
         )
     }
 
-    pub(super) fn write_address(&self, address: SocketAddr) -> Result<(), CoordinatorError> {
-        let path = self.path.join(ADDRESS_FILE);
-        let fresh = self.path.join(".coordinator.addr.new");
-        fs::write(&fresh, format!("{address}\n"))
+    /// For whoever asks about the run on this machine: host and port of `url`.
+    pub(super) fn write_address(&self, url: &str) -> Result<(), CoordinatorError> {
+        let address = url.split_once("://").map_or(url, |(_, address)| address);
+        self.replace(ADDRESS_FILE, &format!("{address}\n"))
+    }
+
+    /// Writes a file, whole or not at all.
+    fn replace(&self, name: &str, text: &str) -> Result<(), CoordinatorError> {
+        let path = self.path.join(name);
+        let fresh = self.path.join(format!(".{name}.new"));
+        fs::write(&fresh, text)
             .and_then(|()| fs::rename(&fresh, &path))
             .map_err(|source| CoordinatorError::File { path, source })
     }

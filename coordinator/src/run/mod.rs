@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
 use crate::{
-    config::RunConfig,
+    config::{MAX_STOPS, RunConfig},
     data::{DataError, DataSet, PromptRenderer},
     journal::{Journal, JournalError, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
@@ -105,6 +105,15 @@ pub enum CoordinatorError {
         /// Steps done.
         steps: u64,
     },
+    /// There is nothing to go on with.
+    #[error(
+        "{run_dir} holds no run to go on with: leave --resume out to begin it, or see that \
+         run.name and run.dir are right"
+    )]
+    NoRun {
+        /// The run's folder.
+        run_dir: PathBuf,
+    },
     /// Another coordinator has the folder.
     #[error("{run_dir} is in use by another coordinator")]
     InUse {
@@ -155,6 +164,17 @@ pub enum CoordinatorError {
         /// Steps done.
         steps: u64,
     },
+    /// A value of the config that this model or these problems don't allow.
+    #[error("{key}: {message}")]
+    Unfit {
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// Ended on request while model and data were loading.
+    #[error("stopped before the run began")]
+    NotBegun,
     /// Part of the machinery is gone.
     #[error("{0}")]
     Internal(String),
@@ -170,23 +190,40 @@ pub enum CoordinatorError {
 pub async fn run(
     options: CoordinatorOptions,
     events: mpsc::UnboundedSender<RunEvent>,
-    shutdown: watch::Receiver<u32>,
+    mut shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
     let started = std::time::Instant::now();
     let config = Arc::new(options.config);
-    let folder = Folder::prepare(&config, options.resume, options.overwrite)?;
-    let doors = Doors::bind(&config.cluster).await?;
+    let folder = Folder::claim(&config, options.resume, options.overwrite)?;
+    // Known now rather than after a long load; but a port on which nobody answers yet would have
+    // those who dial wait, so it is let go again.
+    drop(Doors::bind(&config.cluster).await?);
+    let _ = events.send(RunEvent::Note(format!(
+        "opening the model {} (it is fetched first if it isn't here yet)",
+        config.model.source
+    )));
     let loading = config.clone();
-    let (text, data) = tokio::task::spawn_blocking(move || load(&loading))
-        .await
-        .map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))??;
+    let loaded = tokio::task::spawn_blocking(move || load(&loading));
+    let (text, data) = tokio::select! {
+        loaded = loaded => {
+            loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))??
+        }
+        // Nothing has begun: one request to stop is enough.
+        Ok(_) = shutdown.wait_for(|count| *count > 0) => return Err(CoordinatorError::NotBegun),
+    };
     let _ = events.send(RunEvent::Note(data.summary()));
+    let longest = longest_sequence(&config, &text, &data)?;
+    let doors = Doors::bind(&config.cluster).await?;
 
+    if !options.resume {
+        folder.clear()?;
+    }
     let (notes, heard) = mpsc::unbounded_channel();
     let tell = notes.clone();
     let (journal, resumed) = Journal::open(
         &folder.journal(),
         &config,
+        &data.digest(),
         &folder.new_run_id(),
         move |note| {
             let _ = tell.send(match note {
@@ -195,6 +232,7 @@ pub async fn run(
             });
         },
     )?;
+    folder.furnish(&config)?;
     let limits = limits(&config, &text.config);
     let adapters = Arc::new(AdapterStore::new(adapter_bytes(&config, &text.config)));
     let run_dir = folder.path().display().to_string();
@@ -203,7 +241,6 @@ pub async fn run(
         .first()
         .map(|p| p.tokens.clone())
         .unwrap_or_default();
-    let longest = data.longest_prompt() as u32 + config.max_completion_tokens();
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -239,7 +276,7 @@ pub async fn run(
         doors.local_url(),
         doors.token().map(str::to_owned),
     );
-    folder.write_address(address)?;
+    folder.write_address(&url)?;
     let stop = CancellationToken::new();
     let mut server = doors.serve(shared.clone(), stop.clone()).await?;
     let _ = events.send(RunEvent::Bound {
@@ -318,6 +355,39 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
     let data = DataSet::load(config, &renderer)?;
     Ok((text, data))
+}
+
+/// Tokens of the longest sequence that the run can ask for; refuses what workers and learner would
+/// refuse when they have the model.
+fn longest_sequence(
+    config: &RunConfig,
+    text: &TextModel,
+    data: &DataSet,
+) -> Result<u32, CoordinatorError> {
+    let (vocabulary, positions) = (text.config.vocab_size, text.config.max_positions);
+    let unfit = |key, message| Err(CoordinatorError::Unfit { key, message });
+    let stops = config.sampling_params(&text.stop_token_ids).stop_token_ids;
+    if let Some(id) = stops.iter().find(|&&id| id as usize >= vocabulary) {
+        let message = format!("{id} is outside the model's vocabulary of {vocabulary} tokens");
+        return unfit("sampling.stop_token_ids", message);
+    }
+    if stops.len() > MAX_STOPS {
+        let message = format!("{} with the model's own: {MAX_STOPS} at most", stops.len());
+        return unfit("sampling.stop_token_ids", message);
+    }
+    let (prompt, completion) = (data.longest_prompt(), config.max_completion_tokens());
+    let longest = prompt.saturating_add(completion as usize);
+    match u32::try_from(longest) {
+        Ok(tokens) if longest <= positions => Ok(tokens),
+        _ => {
+            let message = format!(
+                "the longest prompt has {prompt} tokens, and {completion} of the completion are \
+                 more than the model's {positions} positions leave; lower it, or leave long prompts \
+                 out by data.max_prompt_tokens"
+            );
+            unfit("sampling.max_tokens", message)
+        }
+    }
 }
 
 fn plan(config: &RunConfig, launch: bool) -> Plan {

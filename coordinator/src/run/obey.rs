@@ -176,6 +176,7 @@ impl Shell {
                 });
             }
             Command::RecordStep(done) => {
+                self.count_sampled(done.groups.iter().flatten());
                 self.tokens_trained += done.metrics.tokens_trained;
                 let counters = self.counters();
                 let own = counters.coordinator.saturating_sub(self.coordinator_before);
@@ -187,6 +188,7 @@ impl Shell {
                 self.parts.journal.write(Write::Step { record, counters });
             }
             Command::RecordEval(done) => {
+                self.count_sampled(&done.completions);
                 let (record, counters) = (eval_record(&done), self.counters());
                 self.parts.history.eval(record);
                 self.parts.journal.write(Write::Eval { record, counters });
@@ -198,7 +200,9 @@ impl Shell {
             Command::Rollback { version } => {
                 self.parts.journal.write(Write::Rollback(version));
                 self.parts.history.roll_back(version.step);
-                self.parts.shelf.roll_back(version.step);
+                self.parts.prompts.roll_back(version.step);
+                let best = best_step(&self.parts.history.evals);
+                self.parts.shelf.roll_back(version.step, best);
             }
             Command::Warn(text) => self.warn(text),
             Command::Finish { stopped_early } => {
@@ -209,8 +213,15 @@ impl Shell {
     }
 
     pub(super) fn warn(&self, text: String) {
-        tracing::warn!("{text}");
+        // Whoever hears the note shows it; as a warning it would stand on standard error twice.
+        tracing::info!("warning: {text}");
         self.tell(RunEvent::Note(text));
+    }
+
+    /// Of a round that is recorded: those of another are counted again when the run is resumed.
+    fn count_sampled<'a>(&mut self, completions: impl IntoIterator<Item = &'a Arc<Scored>>) {
+        let tokens = |scored: &Arc<Scored>| scored.completion.tokens.len() as u64;
+        self.tokens_sampled += completions.into_iter().map(tokens).sum::<u64>();
     }
 
     pub(super) fn tell(&self, event: RunEvent) {

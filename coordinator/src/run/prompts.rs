@@ -44,6 +44,11 @@ impl Prompts {
         }
     }
 
+    /// Forgets the rounds after `step` steps, as the journal does: they are asked for anew.
+    pub(super) fn roll_back(&mut self, step: u64) {
+        self.rounds.split_off(&RoundId::eval(step));
+    }
+
     /// A round's prompts in order; the second is true when they are asked for the first time.
     pub(super) fn of(&mut self, round: RoundId) -> (Arc<[Arc<Prompt>]>, bool) {
         if let Some(prompts) = self.rounds.get(&round) {
@@ -79,7 +84,7 @@ pub(super) fn key(group: u64, prompt: &Prompt) -> Vec<u8> {
     let (round, index) = RoundId::of_group(group);
     let (purpose, step) = match round.purpose() {
         Purpose::Train => (&b"train"[..], round.step()),
-        // The same seeds in every evaluation: what differs is the policy alone.
+        // Evaluations are told apart by the policy's version, which is part of a seed too.
         Purpose::Eval => (&b"eval"[..], 0),
     };
     let mut hash = Sha256::new();

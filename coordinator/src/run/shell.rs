@@ -92,6 +92,8 @@ pub(super) struct Shell {
     busy: Duration,
     pub(super) busy_elsewhere: Arc<AtomicU64>,
     pub(super) tokens_trained: u64,
+    /// Tokens of the rounds recorded since the start.
+    pub(super) tokens_sampled: u64,
     /// The coordinator's work up to the last step.
     pub(super) coordinator_before: Duration,
     pub(super) saved: Option<Version>,
@@ -111,6 +113,7 @@ impl Shell {
             busy: Duration::ZERO,
             busy_elsewhere: Arc::default(),
             tokens_trained: 0,
+            tokens_sampled: 0,
             coordinator_before: Duration::ZERO,
             saved: None,
             pinned: None,
@@ -306,7 +309,7 @@ impl Shell {
             learner_wait: base.learner_wait + learner_wait,
             rollout_wait: base.rollout_wait + rollout_wait,
             coordinator: base.coordinator + self.busy + elsewhere,
-            tokens_sampled: base.tokens_sampled + scheduler.tokens_sampled().0,
+            tokens_sampled: base.tokens_sampled + self.tokens_sampled,
             tokens_trained: base.tokens_trained + self.tokens_trained,
         }
     }
@@ -325,7 +328,8 @@ impl Shell {
         }
         self.reported = (Instant::now(), phase, step);
         let mut counters = self.counters();
-        counters.tokens_sampled += scheduler.tokens_sampled().1;
+        let (closed, open) = scheduler.tokens_sampled();
+        counters.tokens_sampled += (closed + open).saturating_sub(self.tokens_sampled);
         let spec = &self.parts.shared.spec;
         let run = (&*spec.run_id, &*spec.run_dir, self.parts.config.run.steps);
         let cost = self.cost(&counters);

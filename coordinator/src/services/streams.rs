@@ -24,6 +24,9 @@ const LEARNER_OUTBOX: usize = 64;
 /// A stream's first message must come by then.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Bytes of an error's text at most.
+const MAX_TEXT: usize = 2048;
+
 /// The sending end of one stream; `C` is its kind of command.
 #[derive(Debug)]
 pub struct Outbox<C> {
@@ -199,13 +202,15 @@ async fn work(
                 Limits::check_ready(&ready).map_err(bad)?;
                 Inbound::Event(Event::WorkerReady { session, ready })
             }
-            worker_message::Message::AdapterLoaded(loaded) => {
+            worker_message::Message::AdapterLoaded(mut loaded) => {
+                shorten(&mut loaded.error);
                 Inbound::Event(Event::AdapterLoaded { session, loaded })
             }
             worker_message::Message::Heartbeat(heartbeat) => {
                 Inbound::Event(Event::WorkerHeartbeat { session, heartbeat })
             }
-            worker_message::Message::SampleFailed(failed) => {
+            worker_message::Message::SampleFailed(mut failed) => {
+                shorten(&mut failed.error);
                 shared.limits.check_failed(&failed).map_err(bad)?;
                 Inbound::Event(Event::SampleFailed { session, failed })
             }
@@ -313,11 +318,15 @@ async fn learn(
             learner_message::Message::Heartbeat(heartbeat) => {
                 Event::LearnerHeartbeat { session, heartbeat }
             }
-            learner_message::Message::Failed(failed) => Event::LearnerFailed {
-                session,
-                error: failed.error,
-            },
-            learner_message::Message::BatchRefused(refused) => {
+            learner_message::Message::Failed(mut failed) => {
+                shorten(&mut failed.error);
+                Event::LearnerFailed {
+                    session,
+                    error: failed.error,
+                }
+            }
+            learner_message::Message::BatchRefused(mut refused) => {
+                shorten(&mut refused.error);
                 Event::BatchRefused { session, refused }
             }
         };
@@ -330,6 +339,15 @@ async fn learn(
     Ok(())
 }
 
+/// Cuts a text that is shown to people to what one reads.
+fn shorten(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or(0));
+        text.push_str(" ...");
+    }
+}
+
 fn peer<T>(request: &Request<T>) -> String {
     request
         .remote_addr()
@@ -338,4 +356,20 @@ fn peer<T>(request: &Request<T>) -> String {
 
 fn ended() -> Status {
     Status::unavailable("the run is over")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let mut short = "out of memory".to_owned();
+        shorten(&mut short);
+        assert_eq!(short, "out of memory");
+        let mut long = "x".to_owned() + &"\u{e9}".repeat(MAX_TEXT);
+        shorten(&mut long);
+        assert_eq!(long.len(), MAX_TEXT - 1 + " ...".len());
+        assert!(long.ends_with("\u{e9} ..."));
+    }
 }
