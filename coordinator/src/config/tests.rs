@@ -109,7 +109,7 @@ fn all_problems_are_told_at_once_and_in_order() {
         "c.toml:4:9: run.steps: expected a whole number, 0 or more, found text (\"30\")",
         "c.toml:5:8: run.seed: expected a whole number, 0 or more, found -1",
         "c.toml:17:1: algorithm.completions_per_prompt: must be 2 or more",
-        "c.toml:18:1: algorithm.prompts_per_step: must be 1 or more",
+        "c.toml:18:1: algorithm.prompts_per_step: must be between 1 and 1048576",
         "--set learner.lr=fast: learner.lr: expected a number, found text (\"fast\")",
         "--set sampling.temperature=0: sampling.temperature: must be above 0",
         "--set lora.rank: expected section.key=value",
