@@ -93,7 +93,11 @@ pub fn parse_device(text: &str) -> Result<Device> {
             "device `{text}`: this build has no CUDA; build with --features cuda"
         )));
     }
-    Ok(Device::new_cuda(ordinal)?)
+    Device::new_cuda(ordinal).map_err(|error| {
+        ModelError::Unsupported(format!(
+            "device `{text}`: {error}; are the GPU and its driver there?"
+        ))
+    })
 }
 
 /// Brings weights into the form that the device computes with.

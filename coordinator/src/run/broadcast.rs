@@ -29,9 +29,10 @@ impl Seat {
                 .map_or(text, |split| split.0)
                 .to_owned()
         };
+        let device = device.map_or("", |device| device.device.as_str());
         Self {
             host: (host(own), host(peer)),
-            device: device.map_or_else(String::new, |device| device.device.clone()),
+            device: if device == "cuda" { "cuda:0" } else { device }.to_owned(),
         }
     }
 
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn only_other_gpus_of_the_learners_machine_take_part() {
         let workers = [
-            (2, seat("a", "cuda:0")), // the learner's own
+            (2, seat("a", "cuda")), // the learner's own
             (3, seat("a", "cuda:1")),
             (4, seat("a", "cuda:1")), // taken
             (5, seat("b", "cuda:2")), // another machine

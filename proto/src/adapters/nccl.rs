@@ -166,7 +166,11 @@ impl std::fmt::Debug for Nccl {
 
 #[cfg(feature = "cuda")]
 fn open(device: &str) -> Opened {
-    let gpu = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+    let gpu = match device.split_once(':') {
+        None if device == "cuda" => Some(0),
+        Some(("cuda", ordinal)) => ordinal.parse().ok(),
+        _ => None,
+    };
     let gpu = gpu.ok_or_else(|| format!("{device} is no GPU"))?;
     if std::env::var_os(NCCL_INTERFACE_VARIABLE).is_none() {
         return Err(format!(
