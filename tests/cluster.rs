@@ -9,19 +9,12 @@
 
 mod support;
 
-use support::{Bench, tina};
-use tina_proto::v1::{RunStatus, StepRecord, WorkerStatus};
+use support::{Bench, STEPS, tina};
+use tina_proto::v1::StepRecord;
 
-/// Mean reward of a span of steps.
-fn reward(status: &RunStatus, steps: std::ops::RangeInclusive<u64>) -> f64 {
-    let rewards: Vec<f64> = status
-        .tail
-        .iter()
-        .filter(|step| steps.contains(&step.step))
-        .map(|step| step.reward_mean)
-        .collect();
-    assert!(!rewards.is_empty(), "no steps {steps:?}");
-    rewards.iter().sum::<f64>() / rewards.len() as f64
+/// Mean reward of some steps.
+fn reward(steps: &[StepRecord]) -> f64 {
+    steps.iter().map(|step| step.reward_mean).sum::<f64>() / steps.len() as f64
 }
 
 #[test]
@@ -29,7 +22,7 @@ fn a_cluster_learns_and_answers_meanwhile() {
     let bench = Bench::new();
     let mut up = bench.up("learns", &[]);
     let status = up.wait_for_step(3);
-    assert_eq!(status.steps, 40);
+    assert_eq!(status.steps, STEPS);
     assert_eq!(status.workers.len(), 1);
     let worker = &status.workers[0];
     assert_eq!(worker.slots, 16);
@@ -61,7 +54,7 @@ fn a_cluster_learns_and_answers_meanwhile() {
     );
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["run_id"], status.run_id.as_str());
-    let last = up.wait_for_step(30);
+    let last = up.wait_for_step(60);
     let compared = |step: &&StepRecord| {
         let metrics = step.learner.as_ref();
         metrics.is_some_and(|metrics| metrics.tokens_trained > 0)
@@ -75,13 +68,13 @@ fn a_cluster_learns_and_answers_meanwhile() {
             step.step
         );
     }
-    let (first, later) = (reward(&status, 1..=3), reward(&last, 28..=30));
+    let (first, later) = (reward(&up.steps(1..=3)), reward(&up.steps(58..=60)));
     assert!(
         later > first + 0.2,
         "reward {first:.3} at first, {later:.3} later"
     );
     let summary = up.finish().summary();
-    assert_eq!(summary["steps"], 40);
+    assert_eq!(summary["steps"], STEPS);
     for key in [
         "accuracy_before",
         "accuracy_after",
@@ -102,32 +95,37 @@ fn whatever_dies_the_adapter_is_the_same_to_the_byte() {
     bench.up("whole", &[]).finish().summary();
     let whole = bench.final_adapter("whole");
 
-    for role in ["rollout-worker", "learner"] {
+    for (role, log) in [("rollout-worker", "worker-0"), ("learner", "learner")] {
         let name = format!("killed-{role}");
         let mut up = bench.up(&name, &[]);
         up.wait_for_step(2);
         up.kill(role);
-        assert_eq!(up.finish().summary()["steps"], 40);
+        assert_eq!(up.finish().summary()["steps"], STEPS);
         assert!(
             bench.final_adapter(&name) == whole,
             "SIGKILL of the {role} changed the adapter"
         );
+        let log = bench.path(&format!("runs/{name}/logs/{log}.log"));
+        let log = std::fs::read_to_string(log).unwrap();
+        assert!(log.contains("signal: 9"), "it died in mid-run:\n{log}");
     }
+}
 
-    let two = [
-        "--set",
-        "rollout.workers=[{ device = \"cpu\" }, { device = \"cpu\" }]",
-    ];
-    let mut up = bench.up_with_threads(3, "two-workers", &two);
-    up.wait_for("tokens of both workers", |status| {
-        let sampled = |worker: &WorkerStatus| worker.tokens_total > 0;
-        status.workers.iter().filter(|w| sampled(w)).count() == 2
+#[test]
+fn two_workers_of_three_threads_sample_what_one_of_one_does() {
+    let bench = Bench::new();
+    bench.up("one", &[]).finish().summary();
+    let mut up = bench.coordinator("two");
+    // The run begins when the learner is there: by then both workers have the model.
+    let _workers = [1, 2].map(|_| bench.join(&mut up, "rollout-worker", 3));
+    up.wait_for("two workers with the model", |status| {
+        let loaded = |state: &str| ["syncing", "ready"].contains(&state);
+        status.workers.iter().filter(|w| loaded(&w.state)).count() == 2
     });
+    let _learner = bench.join(&mut up, "learner", 3);
     up.finish().summary();
-    assert!(
-        bench.final_adapter("two-workers") == whole,
-        "two workers of three threads sample otherwise than one of one"
-    );
+    assert_eq!(bench.samplers("two"), 2);
+    assert!(bench.final_adapter("two") == bench.final_adapter("one"));
 }
 
 #[test]
@@ -150,7 +148,7 @@ fn a_run_that_was_cut_and_resumed_ends_in_the_same_bytes() {
     assert!(again.stderr.contains("--resume"), "{}", again.stderr);
     assert_eq!(
         bench.up("interrupted", &["--resume"]).finish().summary()["steps"],
-        40
+        STEPS
     );
     assert!(
         bench.final_adapter("interrupted") == whole,
@@ -159,11 +157,10 @@ fn a_run_that_was_cut_and_resumed_ends_in_the_same_bytes() {
 
     let mut up = bench.up("killed", &[]);
     up.wait_for_step(3);
-    up.signal("KILL");
-    drop(up);
+    up.kill_coordinator();
     assert_eq!(
         bench.up("killed", &["--resume"]).finish().summary()["steps"],
-        40
+        STEPS
     );
     assert!(
         bench.final_adapter("killed") == whole,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -12,12 +13,16 @@ use std::{
 use serde_json::{Value, json};
 use tina_model::{MapWeights, ModelConfig};
 use tina_proto::{
-    client::{ClientOptions, connect, status_client},
-    v1::{RunStatus, StatusRequest},
+    client::{AuthChannel, ClientOptions, connect, status_client},
+    v1::{ListStepsRequest, RunStatus, StatusRequest, StepRecord, status_client::StatusClient},
 };
+use tonic::{Response, Status};
 
 /// The longest that any one wait of a test may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Steps of a run: enough that a fault on progress comes long before the end.
+pub(crate) const STEPS: u64 = 120;
 
 /// A folder with a tiny model, problems and a config; runs go under it.
 pub(crate) struct Bench {
@@ -101,25 +106,24 @@ impl Bench {
 
     /// `tina up run.toml` with a run of this name.
     pub(crate) fn up(&self, name: &str, more: &[&str]) -> Up {
-        self.start(tina(), name, more)
+        self.start("up", name, more)
     }
 
-    /// The same, each process with this many threads to compute with.
-    pub(crate) fn up_with_threads(&self, threads: usize, name: &str, more: &[&str]) -> Up {
-        let mut command = tina();
-        command.env("RAYON_NUM_THREADS", threads.to_string());
-        self.start(command, name, more)
+    /// `tina coordinator run.toml`: the roles are started by hand, with [`Bench::join`].
+    pub(crate) fn coordinator(&self, name: &str) -> Up {
+        self.start("coordinator", name, &[])
     }
 
-    fn start(&self, mut command: Command, name: &str, more: &[&str]) -> Up {
-        command
+    fn start(&self, command: &str, name: &str, more: &[&str]) -> Up {
+        let mut child = tina()
             .current_dir(self.folder.path())
-            .args(["up", "run.toml", "--json", "--set"])
+            .args([command, "run.toml", "--json", "--set"])
             .arg(format!("run.name={name}"))
             .args(more)
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // Read from the start: a full pipe would hold the run up.
         let streams = Some((drain(child.stdout.take()), drain(child.stderr.take())));
         Up {
@@ -127,6 +131,25 @@ impl Bench {
             streams,
             run: self.path("runs").join(name),
         }
+    }
+
+    /// A role of that run by hand, with so many threads to compute with.
+    pub(crate) fn join(&self, up: &mut Up, role: &str, threads: usize) -> Role {
+        let child = tina()
+            .current_dir(self.folder.path())
+            .env("RAYON_NUM_THREADS", threads.to_string())
+            .args([role, "--coordinator", &up.address()])
+            .stderr(Stdio::null())
+            .spawn();
+        Role(child.unwrap())
+    }
+
+    /// The workers that sampled a run, from its journal.
+    pub(crate) fn samplers(&self, name: &str) -> i64 {
+        let journal = self.path("runs").join(name).join("run.db");
+        let count = "SELECT COUNT(DISTINCT worker) FROM completions";
+        let journal = rusqlite::Connection::open(journal).unwrap();
+        journal.query_row(count, [], |row| row.get(0)).unwrap()
     }
 
     /// The adapter file that a run ended with.
@@ -139,7 +162,7 @@ impl Bench {
 const CONFIG: &str = r#"
 [run]
 seed = 5
-steps = 40
+steps = 120
 dir = "runs"
 
 [model]
@@ -192,7 +215,17 @@ pub(crate) fn tina() -> Command {
     command
 }
 
-/// A running `tina up`.
+/// A role that was started by hand; it ends with the test at the latest.
+pub(crate) struct Role(Child);
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running `tina up`, or `tina coordinator`.
 pub(crate) struct Up {
     child: Child,
     streams: Option<(thread::JoinHandle<String>, thread::JoinHandle<String>)>,
@@ -236,24 +269,37 @@ impl Up {
 
     /// What the run says of itself, when it answers.
     pub(crate) fn status(&mut self) -> Option<RunStatus> {
-        let address = self.address();
+        self.ask(async |mut client| client.get_status(StatusRequest {}).await)
+    }
+
+    /// The records of these steps, which are done.
+    pub(crate) fn steps(&mut self, steps: RangeInclusive<u64>) -> Vec<StepRecord> {
+        let request = ListStepsRequest {
+            from_step: *steps.start(),
+            limit: steps.clone().count() as u32,
+        };
+        let reply = self.ask(async |mut client| client.list_steps(request).await);
+        let found = reply.expect("the run answers").steps;
+        assert!(found.iter().map(|step| step.step).eq(steps));
+        found
+    }
+
+    fn ask<T>(
+        &mut self,
+        question: impl AsyncFnOnce(StatusClient<AuthChannel>) -> Result<Response<T>, Status>,
+    ) -> Option<T> {
+        let options = ClientOptions {
+            url: self.address(),
+            ..ClientOptions::default()
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let options = ClientOptions {
-                url: address,
-                ..ClientOptions::default()
-            };
             let channel = connect(&options).await.ok()?;
-            let auth = options.interceptor().ok()?;
-            let mut client = status_client(channel, auth);
-            client
-                .get_status(StatusRequest {})
-                .await
-                .ok()
-                .map(tonic::Response::into_inner)
+            let client = status_client(channel, options.interceptor().ok()?);
+            question(client).await.ok().map(Response::into_inner)
         })
     }
 
@@ -306,6 +352,14 @@ impl Up {
         let pids = self.pids(role);
         assert!(!pids.is_empty(), "no {role} runs");
         pids.iter().for_each(|pid| signal(*pid, "KILL"));
+    }
+
+    /// Kills `tina up` itself; its end would have taken its address away.
+    pub(crate) fn kill_coordinator(mut self) {
+        self.signal("KILL");
+        self.child.wait().unwrap();
+        let address = self.run.join("coordinator.addr");
+        assert!(address.is_file(), "it was killed only after its end");
     }
 
     /// Sends a signal to `tina up` itself.
