@@ -7,3 +7,4 @@ pub mod equal;
 pub mod expr;
 pub mod fuel;
 pub mod parse;
+pub mod render;
