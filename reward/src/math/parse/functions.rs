@@ -154,7 +154,6 @@ impl Parser<'_> {
                 | Kind::BraceOpen
                 | Kind::BarOpen,
             ) => true,
-            Some(Kind::Digits(_) | Kind::Decimal(_)) => false,
             _ => false,
         }
     }
@@ -205,8 +204,18 @@ impl Parser<'_> {
             }
             return self.named(format!("{name}^-1"));
         }
-        if self.peek(0) == Some(&Kind::RoundOpen) && self.applies(usual, capital) {
+        if self.peek(0) == Some(&Kind::RoundOpen) && self.applies(0, usual, capital) {
             return self.named(name);
+        }
+        // `f{\left(t\right)}`, as computer algebra prints it.
+        if self.peek(0) == Some(&Kind::BraceOpen)
+            && self.peek(1) == Some(&Kind::RoundOpen)
+            && self.applies(1, usual, capital)
+        {
+            self.skip();
+            let call = self.named(name)?;
+            self.take(&Kind::BraceClose);
+            return Ok(call);
         }
         Ok(Expr::Symbol(name))
     }
@@ -214,18 +223,18 @@ impl Parser<'_> {
     /// Whether the bracket behind a letter holds arguments. As in the reference, one letter alone
     /// or a list does (`x(t)`, `P(1, 2)`); sums are factors (`n(n-1)`), but for the usual names of
     /// functions.
-    fn applies(&self, usual: bool, capital: bool) -> bool {
+    fn applies(&self, bracket: usize, usual: bool, capital: bool) -> bool {
         if usual {
             return true;
         }
-        match (self.peek(1), self.peek(2)) {
+        match (self.peek(bracket + 1), self.peek(bracket + 2)) {
             (Some(Kind::Symbol { .. }), Some(Kind::RoundClose)) => return true,
             (Some(Kind::Digits(_)), Some(Kind::RoundClose)) => return capital,
             _ => {}
         }
         let mut depth = 0;
         for ahead in 1..32 {
-            match self.peek(ahead) {
+            match self.peek(bracket + ahead) {
                 Some(
                     Kind::RoundOpen | Kind::BraceOpen | Kind::SquareOpen | Kind::SetOpen
                     | Kind::Begin(_),
@@ -244,7 +253,7 @@ impl Parser<'_> {
     }
 
     fn named(&mut self, name: String) -> Result<Expr, ParseError> {
-        let mut arguments = vec![Expr::Text(name)];
+        let mut arguments = vec![Expr::Text(name.replace(['{', '}'], ""))];
         arguments.extend(self.bracketed_arguments()?);
         Ok(Expr::Call(Function::Named, arguments))
     }

@@ -768,6 +768,7 @@ impl Lexer<'_> {
         if self.subscript_follows(self.at)
             && let Some(Token { kind: kind @ Kind::Text(_), .. }) = self.tokens.last_mut()
             && let Kind::Text(name) = kind
+            && name.chars().count() == 1
         {
             *kind = Kind::Symbol { name: std::mem::take(name), capital: true };
             self.scripts();

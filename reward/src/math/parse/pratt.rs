@@ -1,7 +1,7 @@
 //! Expressions by binding power: sums, products, quotients, powers, operations on sets.
 
 use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
+use num_traits::{One, Zero};
 
 use super::{
     ParseError, Repairs, numbers,
@@ -145,11 +145,7 @@ impl<'a> Parser<'a> {
 
     fn climb(&mut self, least: u8) -> Result<Expr, ParseError> {
         self.pay(4)?;
-        let literal = matches!(self.peek(0), Some(Kind::Digits(_)));
-        let start = self.pos;
         let mut left = self.prefix()?;
-        // An integer that nothing has joined yet: a fraction after it makes a mixed number.
-        let mut mixable = literal && self.pos == start + 1;
         let mut chain = Chain::None;
         let mut nested = 0;
         loop {
@@ -198,8 +194,7 @@ impl<'a> Parser<'a> {
                     return Err(ParseError::TooDeep);
                 }
             }
-            left = self.join(step, left, &mut chain, mixable)?;
-            mixable = false;
+            left = self.join(step, left, &mut chain)?;
         }
     }
 
@@ -208,7 +203,6 @@ impl<'a> Parser<'a> {
         step: Step,
         left: Expr,
         chain: &mut Chain,
-        mixable: bool,
     ) -> Result<Expr, ParseError> {
         let before = std::mem::replace(chain, Chain::None);
         Ok(match step {
@@ -242,19 +236,7 @@ impl<'a> Parser<'a> {
                 push_factor(left, right, before)
             }
             Step::Juxtaposition => {
-                let next_is_fraction = matches!(
-                    self.peek(0),
-                    Some(Kind::Fraction | Kind::Exact { vulgar: true, .. })
-                );
                 let right = self.expr(power::JUXTAPOSITION + 1)?;
-                if mixable
-                    && next_is_fraction
-                    && let (Expr::Number(whole), Expr::Number(part)) = (&left, &right)
-                    && part.is_positive()
-                    && part < &BigRational::one()
-                {
-                    return Ok(Expr::Number(whole + part));
-                }
                 *chain = Chain::Product;
                 push_factor(left, right, before)
             }
@@ -369,7 +351,18 @@ impl<'a> Parser<'a> {
 
     /// An atom with what follows it: powers, `!`, `%`, degrees, units.
     pub(super) fn postfix(&mut self) -> Result<Expr, ParseError> {
+        let literal = matches!(self.peek(0), Some(Kind::Digits(_)));
         let mut base = self.atom()?;
+        if literal && self.is_fraction_of_digits() {
+            // An integer before a proper fraction makes a mixed number.
+            let part = self.atom()?;
+            base = match (base, part) {
+                (Expr::Number(whole), Expr::Number(part)) if part < BigRational::one() => {
+                    Expr::Number(whole + part)
+                }
+                (base, part) => Expr::Product(vec![base, part]),
+            };
+        }
         let mut steps = 0;
         loop {
             steps += 1;
@@ -409,6 +402,25 @@ impl<'a> Parser<'a> {
                 Some(Kind::Text(_)) if self.repairs.units => self.unit(),
                 _ => return Ok(base),
             }
+        }
+    }
+
+    /// `\frac{1}{2}`, `\frac12`, `½`.
+    fn is_fraction_of_digits(&self) -> bool {
+        let digits = |ahead| matches!(self.peek(ahead), Some(Kind::Digits(_)));
+        let braced = |ahead| {
+            self.peek(ahead) == Some(&Kind::BraceOpen)
+                && digits(ahead + 1)
+                && self.peek(ahead + 2) == Some(&Kind::BraceClose)
+        };
+        match self.peek(0) {
+            Some(Kind::Exact { vulgar, .. }) => *vulgar,
+            Some(Kind::Fraction) if braced(1) => braced(4) || digits(4),
+            Some(Kind::Fraction) => match self.peek(1) {
+                Some(Kind::Digits(both)) => both.len() > 1 || digits(2) || braced(2),
+                _ => false,
+            },
+            _ => false,
         }
     }
 
