@@ -171,7 +171,9 @@ impl Parser<'_> {
                     let right = self.side()?;
                     self.relate(&mut sides, name, right)?;
                 }
-                Some(Kind::Mid) if !matches!(self.inside, Inside::Set | Inside::Brace) => {
+                Some(Kind::Mid | Kind::Bar)
+                    if !matches!(self.inside, Inside::Set | Inside::Brace | Inside::Bars) =>
+                {
                     self.skip();
                     let right = self.side()?;
                     self.relate(&mut sides, "divides", right)?;
@@ -314,7 +316,10 @@ fn join(items: Vec<Expr>, separators: &[Separator], attach: bool) -> Option<Expr
         if attach
             && !is_relational(&item)
             && let Some(Expr::Relation { sides, operators }) = kept.last_mut()
-            && matches!(operators.as_slice(), [Relation::Equal | Relation::In])
+            && matches!(
+                operators.as_slice(),
+                [Relation::Equal | Relation::In | Relation::NotEqual]
+            )
             && let Some(last) = sides.last_mut()
         {
             match last {

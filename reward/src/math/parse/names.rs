@@ -226,6 +226,12 @@ impl Lexer<'_> {
                         .iter()
                         .find(|prime| rest.starts_with(**prime))
                         .map(|prime| prime.len());
+                    if let Some((sign, length)) = superscript_sign(&rest) {
+                        // `\mathbb{Z}^+` is a name too.
+                        self.at += ahead + 1 + length;
+                        self.attach_subscript(sign);
+                        continue;
+                    }
                     let Some(length) = length else { return };
                     self.at += ahead + 1 + length;
                     self.append("'");
@@ -290,4 +296,26 @@ pub(super) fn normal_name(chars: &[char]) -> String {
         .filter(|c| !c.is_whitespace() && !"{}$~".contains(*c))
         .flat_map(char::to_lowercase)
         .collect()
+}
+
+/// `+`, `-` or `*` raised with nothing after it that it could be the sign of; with its length.
+fn superscript_sign(text: &str) -> Option<(&'static str, usize)> {
+    for sign in ["+", "-", "*"] {
+        if let Some(rest) = text
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_prefix(sign))
+            && rest.starts_with('}')
+        {
+            return Some((sign, 3));
+        }
+        if let Some(rest) = text.strip_prefix(sign)
+            && rest
+                .chars()
+                .next()
+                .is_none_or(|c| c.is_whitespace() || "),}]=:;|".contains(c))
+        {
+            return Some((sign, 1));
+        }
+    }
+    None
 }

@@ -62,6 +62,7 @@ fn numbers_are_exact_however_they_are_written() {
         ("7.02 x 10^5", "7.02 \\cdot 10^{5}"),
         ("101_2", "5"),
         ("52_{8}", "42"),
+        ("53_4", "\\operatorname{subscript}(53, 4)"),
         ("10\\%", "10\\%"),
         ("62.5 \\text{ percent}", "62.5\\%"),
     ]);
@@ -96,6 +97,7 @@ fn roots_powers_and_factorials() {
         ("\\sqrt3", "\\sqrt{3}"),
         ("5\\sqrt[3]{4}", "5 \\cdot \\sqrt[3]{4}"),
         ("√2", "\\sqrt{2}"),
+        ("∛8", "\\sqrt[3]{8}"),
         ("sqrt(2)", "\\sqrt{2}"),
         ("x^10", "x^{10}"),
         ("x**2", "x^{2}"),
@@ -207,6 +209,8 @@ fn relations_alone_and_joined() {
         ),
         ("x<-1 or x>1", "x < -1 \\text{ or } x > 1"),
         ("1 = \\zzz = x = 0", "0"),
+        ("x \\neq 0, 1", "x \\ne \\{0, 1\\}"),
+        ("a|b", "\\operatorname{divides}(a, b)"),
         ("S_{MBCN}:S=7:32", "\\frac{s_{mbcn}}{s} = \\frac{7}{32}"),
         ("x_{1}=3,\\quadx_{2}=4", "x_{1} = 3 \\text{ and } x_{2} = 4"),
         (
