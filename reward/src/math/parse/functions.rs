@@ -159,18 +159,18 @@ impl Parser<'_> {
     }
 
     fn continues_argument(&self) -> bool {
-        match self.peek(0) {
+        matches!(
+            self.peek(0),
             Some(
                 Kind::Symbol { .. }
-                | Kind::Constant(_)
-                | Kind::Fraction
-                | Kind::Root { .. }
-                | Kind::Binomial
-                | Kind::BraceOpen
-                | Kind::BarOpen,
-            ) => true,
-            _ => false,
-        }
+                    | Kind::Constant(_)
+                    | Kind::Fraction
+                    | Kind::Root { .. }
+                    | Kind::Binomial
+                    | Kind::BraceOpen
+                    | Kind::BarOpen,
+            )
+        )
     }
 
     /// Several arguments: `(a, b)`, `\{a, b\}` or what stands there.

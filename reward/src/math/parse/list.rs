@@ -264,7 +264,7 @@ pub(super) fn bare(list: List, attach: bool) -> Option<Expr> {
         return join(items, &separators, attach);
     }
     // `p=5,q=2;p=7,q=2`: what commas join within semicolons stays together, in order.
-    let together = separators.iter().any(|s| *s == Separator::Comma);
+    let together = separators.contains(&Separator::Comma);
     let mut groups: Vec<Vec<Expr>> = vec![Vec::new()];
     let mut between = Vec::new();
     for (index, item) in items.into_iter().enumerate() {

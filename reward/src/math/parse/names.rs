@@ -139,23 +139,23 @@ impl Lexer<'_> {
             return Some(Kind::Text(word.to_lowercase()));
         }
         let greek = word.len() > 2 && word.chars().all(|c| c.is_ascii_lowercase());
-        match commands::symbol(word).filter(|_| greek) {
-            Some(name) => Some(Kind::Symbol {
-                name: name.to_string(),
-                capital: false,
-            }),
-            None => None,
-        }
+        let name = commands::symbol(word).filter(|_| greek)?.to_string();
+        Some(Kind::Symbol {
+            name,
+            capital: false,
+        })
     }
 
     /// The group's inside that follows, without its braces; one character where none is opened.
-    pub(super) fn ahead_group(&self) -> Vec<char> {
-        let (inner, _) = self.find_group();
+    pub(super) fn ahead_group(&mut self) -> Vec<char> {
+        let (inner, end) = self.find_group();
+        self.seen += end.saturating_sub(self.at);
         self.chars.get(inner).unwrap_or(&[]).to_vec()
     }
 
     pub(super) fn group(&mut self) -> Vec<char> {
         let (inner, end) = self.find_group();
+        self.seen += end.saturating_sub(self.at);
         self.at = end;
         self.chars.get(inner).unwrap_or(&[]).to_vec()
     }

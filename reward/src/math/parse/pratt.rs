@@ -13,7 +13,7 @@ use crate::math::{
 };
 
 /// Levels that brackets, powers and functions may be nested.
-const MAX_NESTING: u32 = 64;
+const MAX_NESTING: u32 = 128;
 
 /// Steps of a chain that nests to the left (`a/b/c`, `n!!!`).
 pub(super) const MAX_CHAIN: u32 = 16;
