@@ -209,11 +209,7 @@ impl Parser<'_> {
             && digits.len() > 1
             && !whole
         {
-            let (first, rest) = digits.split_at(1);
-            let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
-            let rest = rest.to_string();
-            self.replace(Kind::Digits(rest));
-            return Ok(value);
+            return Ok(self.first_digit());
         }
         if let Some(Kind::Digits(digits)) = self.peek(0) {
             let value = Expr::Number(BigRational::from_integer(numbers::integer(digits)));
@@ -222,6 +218,18 @@ impl Parser<'_> {
         }
         let inside = self.inside;
         self.within(inside, Parser::atom)
+    }
+
+    /// The first of the digits here, the others left in their place.
+    pub(super) fn first_digit(&mut self) -> Expr {
+        let Some(Kind::Digits(digits)) = self.peek(0) else {
+            return Expr::Number(BigRational::zero());
+        };
+        let (first, rest) = digits.split_at(1.min(digits.len()));
+        let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
+        let rest = rest.to_string();
+        self.replace(Kind::Digits(rest));
+        value
     }
 
     /// `{…}` as a command's argument.
@@ -440,7 +448,7 @@ impl Parser<'_> {
     }
 
     /// `\frac`, which may be a derivative.
-    fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
+    pub(super) fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
         match derivative(&upper, &lower) {
             Some(derivative) => derivative,
             None => quotient(upper, lower),

@@ -28,8 +28,13 @@ impl Parser<'_> {
             Function::Gcd | Function::Lcm | Function::Min | Function::Max => {
                 let mut arguments = self.arguments()?;
                 if let Some(base) = base {
-                    // `\max_{x} f(x)` is over a variable, which only its name keeps.
-                    arguments.insert(0, Expr::Text("over".to_string()));
+                    // `\max_{x} f(x)` is over a variable.
+                    let name = if function == Function::Max {
+                        "maxover"
+                    } else {
+                        "minover"
+                    };
+                    arguments.insert(0, Expr::Text(name.to_string()));
                     arguments.insert(1, base);
                     Expr::Call(Function::Named, arguments)
                 } else {
@@ -84,8 +89,14 @@ impl Parser<'_> {
         if self.peek(0) == Some(&Kind::BraceOpen) {
             return self.argument();
         }
-        // `\log_28`: one digit, as LaTeX has it; `\log_{10}` has braces.
-        self.command_argument(false)
+        // `\log_28`: one digit, as LaTeX has it.
+        if let Some(Kind::Digits(digits)) = self.peek(0)
+            && digits.len() > 1
+        {
+            return Ok(self.first_digit());
+        }
+        let inside = self.inside;
+        self.within(inside, Parser::atom)
     }
 
     /// What a function is of: what brackets hold, or without brackets the factors that follow up to
@@ -148,18 +159,18 @@ impl Parser<'_> {
     }
 
     fn continues_argument(&self) -> bool {
-        match self.peek(0) {
+        matches!(
+            self.peek(0),
             Some(
                 Kind::Symbol { .. }
-                | Kind::Constant(_)
-                | Kind::Fraction
-                | Kind::Root { .. }
-                | Kind::Binomial
-                | Kind::BraceOpen
-                | Kind::BarOpen,
-            ) => true,
-            _ => false,
-        }
+                    | Kind::Constant(_)
+                    | Kind::Fraction
+                    | Kind::Root { .. }
+                    | Kind::Binomial
+                    | Kind::BraceOpen
+                    | Kind::BarOpen,
+            )
+        )
     }
 
     /// Several arguments: `(a, b)`, `\{a, b\}` or what stands there.

@@ -36,6 +36,7 @@ pub(super) fn tokens(
         nesting: 0,
         listing: Vec::new(),
         pinned: None,
+        seen: 0,
     };
     lexer.run(fuel)?;
     Ok(lexer.tokens)
@@ -53,15 +54,16 @@ pub(super) struct Lexer<'a> {
     pub(super) listing: Vec<bool>,
     /// Where tokens are said to stand while something else is read in place of a character.
     pub(super) pinned: Option<usize>,
+    /// Characters that were looked at beyond the current one, not paid for yet.
+    pub(super) seen: usize,
 }
 
 impl Lexer<'_> {
     pub(super) fn run(&mut self, fuel: &mut Fuel) -> Result<(), ParseError> {
         while let Some(c) = self.peek(0) {
-            let before = self.at;
             self.step(c, fuel)?;
-            // A name in a group is read by looking ahead: what was passed is paid for here.
-            fuel.spend((self.at.saturating_sub(before) as u64).max(1))?;
+            // Groups that were looked through, perhaps to be looked through again.
+            fuel.spend(1 + std::mem::take(&mut self.seen) as u64)?;
         }
         Ok(())
     }
@@ -283,6 +285,7 @@ impl Lexer<'_> {
             nesting: self.nesting + 1,
             listing: Vec::new(),
             pinned: Some(self.pinned.unwrap_or(self.offset + self.at)),
+            seen: 0,
         };
         let result = inner.run(fuel);
         self.spaced = inner.spaced;

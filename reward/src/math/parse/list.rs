@@ -171,7 +171,9 @@ impl Parser<'_> {
                     let right = self.side()?;
                     self.relate(&mut sides, name, right)?;
                 }
-                Some(Kind::Mid) if !matches!(self.inside, Inside::Set | Inside::Brace) => {
+                Some(Kind::Mid | Kind::Bar)
+                    if !matches!(self.inside, Inside::Set | Inside::Brace | Inside::Bars) =>
+                {
                     self.skip();
                     let right = self.side()?;
                     self.relate(&mut sides, "divides", right)?;
@@ -262,7 +264,7 @@ pub(super) fn bare(list: List, attach: bool) -> Option<Expr> {
         return join(items, &separators, attach);
     }
     // `p=5,q=2;p=7,q=2`: what commas join within semicolons stays together, in order.
-    let together = separators.iter().any(|s| *s == Separator::Comma);
+    let together = separators.contains(&Separator::Comma);
     let mut groups: Vec<Vec<Expr>> = vec![Vec::new()];
     let mut between = Vec::new();
     for (index, item) in items.into_iter().enumerate() {
@@ -314,7 +316,10 @@ fn join(items: Vec<Expr>, separators: &[Separator], attach: bool) -> Option<Expr
         if attach
             && !is_relational(&item)
             && let Some(Expr::Relation { sides, operators }) = kept.last_mut()
-            && matches!(operators.as_slice(), [Relation::Equal | Relation::In])
+            && matches!(
+                operators.as_slice(),
+                [Relation::Equal | Relation::In | Relation::NotEqual]
+            )
             && let Some(last) = sides.last_mut()
         {
             match last {

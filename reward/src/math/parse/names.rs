@@ -139,23 +139,23 @@ impl Lexer<'_> {
             return Some(Kind::Text(word.to_lowercase()));
         }
         let greek = word.len() > 2 && word.chars().all(|c| c.is_ascii_lowercase());
-        match commands::symbol(word).filter(|_| greek) {
-            Some(name) => Some(Kind::Symbol {
-                name: name.to_string(),
-                capital: false,
-            }),
-            None => None,
-        }
+        let name = commands::symbol(word).filter(|_| greek)?.to_string();
+        Some(Kind::Symbol {
+            name,
+            capital: false,
+        })
     }
 
     /// The group's inside that follows, without its braces; one character where none is opened.
-    pub(super) fn ahead_group(&self) -> Vec<char> {
-        let (inner, _) = self.find_group();
+    pub(super) fn ahead_group(&mut self) -> Vec<char> {
+        let (inner, end) = self.find_group();
+        self.seen += end.saturating_sub(self.at);
         self.chars.get(inner).unwrap_or(&[]).to_vec()
     }
 
     pub(super) fn group(&mut self) -> Vec<char> {
         let (inner, end) = self.find_group();
+        self.seen += end.saturating_sub(self.at);
         self.at = end;
         self.chars.get(inner).unwrap_or(&[]).to_vec()
     }
@@ -226,6 +226,12 @@ impl Lexer<'_> {
                         .iter()
                         .find(|prime| rest.starts_with(**prime))
                         .map(|prime| prime.len());
+                    if let Some((sign, length)) = superscript_sign(&rest) {
+                        // `\mathbb{Z}^+` is a name too.
+                        self.at += ahead + 1 + length;
+                        self.attach_subscript(sign);
+                        continue;
+                    }
                     let Some(length) = length else { return };
                     self.at += ahead + 1 + length;
                     self.append("'");
@@ -290,4 +296,26 @@ pub(super) fn normal_name(chars: &[char]) -> String {
         .filter(|c| !c.is_whitespace() && !"{}$~".contains(*c))
         .flat_map(char::to_lowercase)
         .collect()
+}
+
+/// `+`, `-` or `*` raised with nothing after it that it could be the sign of; with its length.
+fn superscript_sign(text: &str) -> Option<(&'static str, usize)> {
+    for sign in ["+", "-", "*"] {
+        if let Some(rest) = text
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_prefix(sign))
+            && rest.starts_with('}')
+        {
+            return Some((sign, 3));
+        }
+        if let Some(rest) = text.strip_prefix(sign)
+            && rest
+                .chars()
+                .next()
+                .is_none_or(|c| c.is_whitespace() || "),}]=:;|".contains(c))
+        {
+            return Some((sign, 1));
+        }
+    }
+    None
 }

@@ -217,15 +217,14 @@ impl Parser<'_> {
         })
     }
 
-    /// A number's subscript is the base of its digits.
+    /// A number's subscript is the base of its digits; any other subscript stays by name.
     fn based(&mut self, digits: Expr) -> Result<Expr, ParseError> {
-        let refused = self.error("a subscript that is no base of a number");
-        let base = if self.peek(0) == Some(&Kind::BraceOpen) {
+        let subscript = if self.peek(0) == Some(&Kind::BraceOpen) {
             self.argument()?
         } else {
             self.atom()?
         };
-        let base = match &base {
+        let base = match &subscript {
             Expr::Number(base) if base.is_integer() => u32::try_from(base.to_integer()).ok(),
             Expr::Text(word) => match word.trim_start_matches("base") {
                 "two" | "2" => Some(2),
@@ -243,17 +242,18 @@ impl Parser<'_> {
             },
             _ => None,
         };
-        match (digits, base) {
-            (Expr::Number(written), Some(base)) if written.is_integer() => {
-                let digits = written.to_integer().to_string();
-                self.pay((digits.len() * digits.len() / 64) as u64)?;
-                match numbers::in_base(&digits, base) {
-                    Some(value) => Ok(Expr::Number(BigRational::from_integer(value))),
-                    None => Err(refused),
-                }
+        if let (Expr::Number(written), Some(base)) = (&digits, base)
+            && written.is_integer()
+        {
+            let written = written.to_integer().to_string();
+            self.pay((written.len() * written.len() / 64) as u64)?;
+            if let Some(value) = numbers::in_base(&written, base) {
+                return Ok(Expr::Number(BigRational::from_integer(value)));
             }
-            _ => Err(refused),
         }
+        // No base, or digits that it has not: no number, and not the plain one.
+        let name = Expr::Text("subscript".to_string());
+        Ok(Expr::Call(Function::Named, vec![name, digits, subscript]))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::math::{
 };
 
 /// Levels that brackets, powers and functions may be nested.
-const MAX_NESTING: u32 = 64;
+const MAX_NESTING: u32 = 128;
 
 /// Steps of a chain that nests to the left (`a/b/c`, `n!!!`).
 pub(super) const MAX_CHAIN: u32 = 16;
@@ -187,6 +187,7 @@ impl<'a> Parser<'a> {
                     Step::Ratio
                 }
                 Kind::Modulo if least <= power::PRODUCT => Step::Modulo,
+                Kind::Circle if least <= power::PRODUCT => Step::Compose,
                 Kind::Set(operation) => {
                     let binds = match operation {
                         SetOperation::Difference => power::DIFFERENCE,
@@ -214,7 +215,7 @@ impl<'a> Parser<'a> {
             }
             if matches!(
                 step,
-                Step::Divide | Step::Ratio | Step::Modulo | Step::PlusMinus(_)
+                Step::Divide | Step::Ratio | Step::Modulo | Step::Compose | Step::PlusMinus(_)
             ) {
                 nested += 1;
                 if nested > MAX_CHAIN {
@@ -268,7 +269,17 @@ impl<'a> Parser<'a> {
                 *chain = Chain::Product;
                 push_factor(left, right, before)
             }
-            Step::Divide => quotient(left, self.expr(power::PRODUCT + 1)?),
+            Step::Divide => {
+                let right = self.expr(power::PRODUCT + 1)?;
+                self.fraction(left, right)
+            }
+            Step::Compose => {
+                let right = self.expr(power::PRODUCT + 1)?;
+                Expr::Call(
+                    Function::Named,
+                    vec![Expr::Text("compose".into()), left, right],
+                )
+            }
             Step::Ratio => {
                 let right_text = match self.peek(0) {
                     Some(Kind::Digits(digits)) => digits.clone(),
@@ -355,10 +366,20 @@ impl<'a> Parser<'a> {
             | Kind::Dots => true,
             Kind::RoundOpen => self.peek(1) != Some(&Kind::Modulo),
             Kind::SquareOpen => self.inside != Inside::Reversed,
-            Kind::Bar => !matches!(self.inside, Inside::Bars | Inside::Set | Inside::Brace),
+            Kind::Bar => {
+                !matches!(self.inside, Inside::Bars | Inside::Set | Inside::Brace)
+                    && self.bar_is_paired()
+            }
             Kind::Begin(name) => name != "cases",
             _ => false,
         }
+    }
+
+    /// Whether another bar closes the one here: alone it says `divides`.
+    fn bar_is_paired(&self) -> bool {
+        (1..64)
+            .map_while(|ahead| self.peek(ahead))
+            .any(|kind| *kind == Kind::Bar)
     }
 
     fn prefix(&mut self) -> Result<Expr, ParseError> {
@@ -397,6 +418,7 @@ enum Step {
     Divide,
     Ratio,
     Modulo,
+    Compose,
     Set(SetOperation, u8),
 }
 

@@ -62,6 +62,7 @@ fn numbers_are_exact_however_they_are_written() {
         ("7.02 x 10^5", "7.02 \\cdot 10^{5}"),
         ("101_2", "5"),
         ("52_{8}", "42"),
+        ("53_4", "\\operatorname{subscript}(53, 4)"),
         ("10\\%", "10\\%"),
         ("62.5 \\text{ percent}", "62.5\\%"),
     ]);
@@ -96,6 +97,7 @@ fn roots_powers_and_factorials() {
         ("\\sqrt3", "\\sqrt{3}"),
         ("5\\sqrt[3]{4}", "5 \\cdot \\sqrt[3]{4}"),
         ("√2", "\\sqrt{2}"),
+        ("∛8", "\\sqrt[3]{8}"),
         ("sqrt(2)", "\\sqrt{2}"),
         ("x^10", "x^{10}"),
         ("x**2", "x^{2}"),
@@ -207,6 +209,8 @@ fn relations_alone_and_joined() {
         ),
         ("x<-1 or x>1", "x < -1 \\text{ or } x > 1"),
         ("1 = \\zzz = x = 0", "0"),
+        ("x \\neq 0, 1", "x \\ne \\{0, 1\\}"),
+        ("a|b", "\\operatorname{divides}(a, b)"),
         ("S_{MBCN}:S=7:32", "\\frac{s_{mbcn}}{s} = \\frac{7}{32}"),
         ("x_{1}=3,\\quadx_{2}=4", "x_{1} = 3 \\text{ and } x_{2} = 4"),
         (
@@ -317,10 +321,32 @@ fn errors_say_where() {
     ));
 }
 
+/// In a small stack, as a caller's thread may have one.
 #[test]
 fn nothing_overflows() {
+    let thread = std::thread::Builder::new()
+        .stack_size(2 << 20)
+        .spawn(extremes)
+        .unwrap();
+    thread.join().unwrap();
+}
+
+fn extremes() {
     for part in [
-        "(", "{", "\\{", "[", "|", "-", "\\frac{", "\\sqrt{", "x^{", "x^", "\\sin ", "2^{3",
+        "(",
+        "{",
+        "\\{",
+        "[",
+        "|",
+        "-",
+        "\\frac{",
+        "\\sqrt{",
+        "x^{",
+        "x^",
+        "\\sin ",
+        "2^{3",
+        "\\bar{1",
+        "\\mathbf{",
     ] {
         for times in [50, 5_000, 50_000] {
             let _ = read(&part.repeat(times));
@@ -485,7 +511,7 @@ fn answers_of_a_folder() {
         let (mut all, mut parsed, mut kept) = (0, 0, 0);
         for answer in text.lines() {
             all += 1;
-            match read(&answer) {
+            match read(answer) {
                 Ok(expr) => {
                     parsed += 1;
                     let rendered = expr.to_string();

@@ -120,8 +120,8 @@ const UNITS: [&str; 114] = [
     "week",
 ];
 
-const MORE_UNITS: [&str; 10] = [
-    "woman", "women", "yard", "year", "yr", "am", "pm", "triangle", "tree", "pct",
+const MORE_UNITS: [&str; 11] = [
+    "woman", "women", "yard", "yd", "year", "yr", "am", "pm", "triangle", "tree", "pct",
 ];
 
 /// Words that are an answer of their own where letters would be a product.
@@ -302,7 +302,14 @@ fn meaning(text: &str) -> Meaning {
         ":" => return Meaning::Mathematics,
         _ => {}
     }
-    if is_mathematics(stripped) {
+    // `5 cm` in one text.
+    let head = lower.split_whitespace().next().unwrap_or_default();
+    let number = head.trim_start_matches(['-', '$', '\\']);
+    let counts = number.starts_with(|c: char| c.is_ascii_digit())
+        && number
+            .chars()
+            .all(|c| c.is_ascii_digit() || ".,/:%".contains(c));
+    if counts || is_mathematics(stripped) {
         return Meaning::Mathematics;
     }
     let words: String = lower
