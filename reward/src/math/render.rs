@@ -41,7 +41,11 @@ impl Display for Expr {
                 atom(f, inner)?;
                 f.write_str("\\%")
             }
-            Expr::PlusMinus { left, right, plus_first } => {
+            Expr::PlusMinus {
+                left,
+                right,
+                plus_first,
+            } => {
                 let sign = if *plus_first { "\\pm " } else { "\\mp " };
                 match left.as_ref() {
                     Expr::Number(zero) if zero.is_zero() => f.write_str(sign)?,
@@ -137,7 +141,12 @@ fn number(f: &mut Formatter<'_>, value: &BigRational) -> fmt::Result {
         return write!(f, "{}", value.numer());
     }
     let sign = if value.is_negative() { "-" } else { "" };
-    write!(f, "{sign}\\frac{{{}}}{{{}}}", value.numer().abs(), value.denom())
+    write!(
+        f,
+        "{sign}\\frac{{{}}}{{{}}}",
+        value.numer().abs(),
+        value.denom()
+    )
 }
 
 /// With its point, however long: the denominator divides a power of ten.
@@ -262,7 +271,11 @@ fn atom(f: &mut Formatter<'_>, expr: &Expr) -> fmt::Result {
         }
         _ => false,
     };
-    if plain { write!(f, "{expr}") } else { bracketed(f, expr) }
+    if plain {
+        write!(f, "{expr}")
+    } else {
+        bracketed(f, expr)
+    }
 }
 
 /// What may stand between commas as it is.

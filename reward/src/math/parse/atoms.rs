@@ -295,7 +295,8 @@ impl Parser<'_> {
         }
         let radicand = if self.peek(0) == Some(&Kind::BraceOpen) {
             self.argument()?
-        } else if !latex || self.peek(0) == Some(&Kind::RoundOpen) && self.repairs.malformed_operators
+        } else if !latex
+            || self.peek(0) == Some(&Kind::RoundOpen) && self.repairs.malformed_operators
         {
             let inside = self.inside;
             self.within(inside, Parser::atom)?
@@ -335,7 +336,11 @@ impl Parser<'_> {
         use super::list::Separator::{And, Or};
         let connected = list.separators.iter().any(|s| matches!(s, And | Or));
         if list.items.len() > 1 && !(connected && open == close && open == Delimiter::Round) {
-            return Ok(Expr::Delimited { open, close, items: list.items });
+            return Ok(Expr::Delimited {
+                open,
+                close,
+                items: list.items,
+            });
         }
         if list.items.len() == 1 {
             return list.items.pop().ok_or(ParseError::Empty);
@@ -357,7 +362,11 @@ impl Parser<'_> {
             if list.items.len() != 2 {
                 return Err(parser.error("an interval has two ends"));
             }
-            Ok(Expr::Delimited { open: Delimiter::Round, close, items: list.items })
+            Ok(Expr::Delimited {
+                open: Delimiter::Round,
+                close,
+                items: list.items,
+            })
         })
     }
 
@@ -435,8 +444,12 @@ impl Parser<'_> {
 /// `d` would cancel. `None` for a quotient.
 fn derivative(upper: &Expr, lower: &Expr) -> Option<Expr> {
     let is_d = |expr: &Expr| matches!(expr, Expr::Symbol(name) if name == "d" || name == "partial");
-    let Expr::Product(below) = lower else { return None };
-    let [d, variable] = below.as_slice() else { return None };
+    let Expr::Product(below) = lower else {
+        return None;
+    };
+    let [d, variable] = below.as_slice() else {
+        return None;
+    };
     let names = match variable {
         Expr::Symbol(_) => true,
         Expr::Power(base, _) => matches!(base.as_ref(), Expr::Symbol(_)),

@@ -48,7 +48,10 @@ pub(super) fn command(name: &str) -> Option<Command> {
     }
     if let Some(name) = symbol(name) {
         let capital = false;
-        return token(Kind::Symbol { name: name.to_string(), capital });
+        return token(Kind::Symbol {
+            name: name.to_string(),
+            capital,
+        });
     }
     match name {
         "," | ";" | ":" | "!" | " " | ">" | "quad" | "qquad" | "enspace" | "thinspace"
@@ -63,7 +66,11 @@ pub(super) fn command(name: &str) -> Option<Command> {
         | "mathbin" | "mathopen" | "mathclose" | "mathpunct" | "mathinner" | "angle"
         | "measuredangle" | "triangle" | "phantom" | "vphantom" | "hphantom" | "colon"
         | "protect" | "relax" | "centering" | "$" | "pounds" | "euro" | "yen" | "smash" => {
-            Some(if name == "colon" { C::Token(Kind::Colon) } else { C::Skip })
+            Some(if name == "colon" {
+                C::Token(Kind::Colon)
+            } else {
+                C::Skip
+            })
         }
         "hspace" | "vspace" | "label" | "tag" | "color" | "textcolor" | "kern" | "mkern"
         | "hskip" | "mskip" | "rule" => Some(C::SkipGroup),
@@ -197,10 +204,12 @@ pub(super) fn function(name: &str) -> Option<Kind> {
         "floor" => Function::Floor,
         "ceil" => Function::Ceil,
         "abs" => Function::Abs,
-        "arcsec" | "arccsc" | "arccot" | "coth" | "sech" | "csch" | "det" | "dim" | "ker" | "deg"
-        | "arg" | "sgn" | "sup" | "inf" | "Re" | "Im" | "Pr" | "rank" | "trace" | "tr"
+        "arcsec" | "arccsc" | "arccot" | "coth" | "sech" | "csch" | "det" | "dim" | "ker"
+        | "deg" | "arg" | "sgn" | "sup" | "inf" | "Re" | "Im" | "Pr" | "rank" | "trace" | "tr"
         | "arcsinh" | "arccosh" | "arctanh" | "arsinh" | "arcosh" | "artanh" | "erf" | "limsup"
-        | "liminf" | "argmax" | "argmin" | "hom" => return Some(Kind::Operator(name.to_lowercase())),
+        | "liminf" | "argmax" | "argmin" | "hom" => {
+            return Some(Kind::Operator(name.to_lowercase()));
+        }
         _ => return None,
     }))
 }
@@ -208,13 +217,52 @@ pub(super) fn function(name: &str) -> Option<Kind> {
 /// Names of symbols: Greek letters (π apart) and the like, with variants under one name.
 pub(super) fn symbol(name: &str) -> Option<&'static str> {
     const NAMES: [&str; 40] = [
-        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
-        "lambda", "mu", "nu", "xi", "omicron", "rho", "sigma", "tau", "upsilon", "phi", "chi",
-        "psi", "omega", "hbar", "ell", "partial", "nabla", "aleph", "odot", "oplus", "otimes",
-        "star", "square", "diamond", "clubsuit", "heartsuit", "spadesuit", "mho", "dagger", "wp",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "hbar",
+        "ell",
+        "partial",
+        "nabla",
+        "aleph",
+        "odot",
+        "oplus",
+        "otimes",
+        "star",
+        "square",
+        "diamond",
+        "clubsuit",
+        "heartsuit",
+        "spadesuit",
+        "mho",
+        "dagger",
+        "wp",
     ];
     let plain = name.strip_prefix("var").unwrap_or(name);
-    let plain = plain.strip_prefix("up").filter(|rest| *rest != "silon").unwrap_or(plain);
+    let plain = plain
+        .strip_prefix("up")
+        .filter(|rest| *rest != "silon")
+        .unwrap_or(plain);
     let lower = plain.to_lowercase();
     match name {
         "hslash" => return Some("hbar"),
@@ -257,7 +305,9 @@ pub(super) fn unicode(c: char) -> Option<&'static str> {
         '∅' | 'Ø' | '⌀' => "\\emptyset ",
         '°' | '˚' | 'º' => "\\degree ",
         '℃' | '℉' => "\\degree ",
-        '∠' | '△' | '∆' | '▵' | '€' | '£' | '¥' | '₹' | '₽' | '₩' | '₪' | '฿' => " ",
+        '∠' | '△' | '∆' | '▵' | '€' | '£' | '¥' | '₹' | '₽' | '₩' | '₪' | '฿' => {
+            " "
+        }
         '∀' => "\\forall ",
         '→' | '↦' => "\\to ",
         '⇒' => "\\implies ",
@@ -381,7 +431,10 @@ pub(super) fn script(c: char) -> Option<(bool, char)> {
         ('ₓ', 'x'),
     ];
     let find = |table: &[(char, char)], raised| {
-        table.iter().find(|(from, _)| *from == c).map(|(_, to)| (raised, *to))
+        table
+            .iter()
+            .find(|(from, _)| *from == c)
+            .map(|(_, to)| (raised, *to))
     };
     find(&RAISED, true).or_else(|| find(&LOWERED, false))
 }

@@ -47,7 +47,8 @@ impl Parser<'_> {
                 if base.is_some() {
                     return Err(self.error("a subscript of a function that takes none"));
                 }
-                let inverted = matches!(&raised, Some(Expr::Number(n)) if *n == -BigRational::one());
+                let inverted =
+                    matches!(&raised, Some(Expr::Number(n)) if *n == -BigRational::one());
                 let function = match inverse(function).filter(|_| inverted) {
                     Some(inverse) => {
                         raised = None;
@@ -99,7 +100,10 @@ impl Parser<'_> {
 
     fn argument_of_function(&mut self, angle: bool) -> Result<Expr, ParseError> {
         let inside = self.inside;
-        if matches!(self.peek(0), Some(Kind::RoundOpen | Kind::SquareOpen | Kind::BraceOpen)) {
+        if matches!(
+            self.peek(0),
+            Some(Kind::RoundOpen | Kind::SquareOpen | Kind::BraceOpen)
+        ) {
             let argument = self.within(inside, Parser::atom)?;
             return match argument {
                 Expr::Delimited { .. } | Expr::Set(_) => {
@@ -121,7 +125,9 @@ impl Parser<'_> {
             while parser.continues_argument() {
                 factors.push(parser.postfix()?);
             }
-            let turns = factors.iter().any(|f| matches!(f, Expr::Constant(Constant::Pi)));
+            let turns = factors
+                .iter()
+                .any(|f| matches!(f, Expr::Constant(Constant::Pi)));
             let argument = match (factors.pop(), factors.is_empty()) {
                 (Some(single), true) => single,
                 (Some(last), false) => {
@@ -176,9 +182,7 @@ impl Parser<'_> {
             parser.skip();
             let List { items, .. } = parser.list()?;
             match parser.peek(0) {
-                Some(
-                    Kind::RoundClose | Kind::SetClose | Kind::BraceClose | Kind::SquareClose,
-                ) => {
+                Some(Kind::RoundClose | Kind::SetClose | Kind::BraceClose | Kind::SquareClose) => {
                     parser.skip();
                     Ok(items)
                 }
@@ -227,12 +231,18 @@ impl Parser<'_> {
         for ahead in 1..32 {
             match self.peek(ahead) {
                 Some(
-                    Kind::RoundOpen | Kind::BraceOpen | Kind::SquareOpen | Kind::SetOpen
+                    Kind::RoundOpen
+                    | Kind::BraceOpen
+                    | Kind::SquareOpen
+                    | Kind::SetOpen
                     | Kind::Begin(_),
                 ) => depth += 1,
                 Some(Kind::RoundClose) if depth == 0 => return false,
                 Some(
-                    Kind::RoundClose | Kind::BraceClose | Kind::SquareClose | Kind::SetClose
+                    Kind::RoundClose
+                    | Kind::BraceClose
+                    | Kind::SquareClose
+                    | Kind::SetClose
                     | Kind::End(_),
                 ) => depth -= 1,
                 Some(Kind::Comma) if depth == 0 => return true,
@@ -251,7 +261,11 @@ impl Parser<'_> {
 
     /// `\operatorname{name}`: of what follows in brackets, or a name alone.
     pub(super) fn operator(&mut self, name: String) -> Result<Expr, ParseError> {
-        let raised = if self.take(&Kind::Caret) { Some(self.exponent_of_name()?) } else { None };
+        let raised = if self.take(&Kind::Caret) {
+            Some(self.exponent_of_name()?)
+        } else {
+            None
+        };
         let call = match self.peek(0) {
             Some(Kind::RoundOpen | Kind::SetOpen) => {
                 let arguments = self.bracketed_arguments()?;
@@ -294,7 +308,11 @@ impl Parser<'_> {
             }
             parts.extend(below);
             parts.extend(above);
-            let least = if name == "int" { power::SUM } else { power::PRODUCT };
+            let least = if name == "int" {
+                power::SUM
+            } else {
+                power::PRODUCT
+            };
             parts.push(parser.expr(least)?);
             Ok(Expr::Call(Function::Named, parts))
         })

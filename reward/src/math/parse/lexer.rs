@@ -78,12 +78,19 @@ impl Lexer<'_> {
 
     fn error(&self, message: impl Into<String>) -> ParseError {
         let at = self.pinned.unwrap_or(self.offset + self.at);
-        ParseError::Malformed { at, message: message.into() }
+        ParseError::Malformed {
+            at,
+            message: message.into(),
+        }
     }
 
     fn push(&mut self, kind: Kind) {
         let at = self.pinned.unwrap_or(self.offset + self.at);
-        self.tokens.push(Token { kind, at, spaced: self.spaced });
+        self.tokens.push(Token {
+            kind,
+            at,
+            spaced: self.spaced,
+        });
         self.spaced = false;
         self.side = Side::Either;
     }
@@ -96,7 +103,8 @@ impl Lexer<'_> {
     }
 
     fn step(&mut self, c: char, fuel: &mut Fuel) -> Result<(), ParseError> {
-        if c.is_whitespace() || "$~\"`“”\u{feff}\u{200b}\u{200c}\u{200d}\u{2061}\u{2062}".contains(c)
+        if c.is_whitespace()
+            || "$~\"`“”\u{feff}\u{200b}\u{200c}\u{200d}\u{2061}\u{2062}".contains(c)
         {
             self.at += 1;
             self.spaced = true;
@@ -205,15 +213,20 @@ impl Lexer<'_> {
     fn foreign(&mut self, c: char, fuel: &mut Fuel) -> Result<(), ParseError> {
         if let Some((numerator, denominator)) = commands::vulgar(c) {
             let value = BigRational::new(BigInt::from(numerator), BigInt::from(denominator));
-            self.push(Kind::Exact { value, vulgar: true });
+            self.push(Kind::Exact {
+                value,
+                vulgar: true,
+            });
             self.at += 1;
             return Ok(());
         }
         if let Some((raised, _)) = commands::script(c) {
             let mut inner = String::new();
             let start = self.at;
-            while let Some((_, plain)) =
-                self.peek(0).and_then(commands::script).filter(|(r, _)| *r == raised)
+            while let Some((_, plain)) = self
+                .peek(0)
+                .and_then(commands::script)
+                .filter(|(r, _)| *r == raised)
             {
                 inner.push(plain);
                 self.at += 1;
@@ -287,7 +300,11 @@ impl Lexer<'_> {
             end += 1;
         }
         let word: String = self.chars.get(start..end).unwrap_or(&[]).iter().collect();
-        let known = if end - start <= 24 { self.word(&word, end) } else { None };
+        let known = if end - start <= 24 {
+            self.word(&word, end)
+        } else {
+            None
+        };
         if let Some(kind) = known {
             self.at = end - 1;
             let point = |i: usize| self.chars.get(i) == Some(&'.');
@@ -306,7 +323,10 @@ impl Lexer<'_> {
         let c = self.chars.get(start).copied().unwrap_or('x');
         let lower = c.to_ascii_lowercase();
         let times = c == 'x'
-            && self.tokens.last().is_some_and(|t| matches!(t.kind, Kind::Digits(_) | Kind::Decimal(_)))
+            && self
+                .tokens
+                .last()
+                .is_some_and(|t| matches!(t.kind, Kind::Digits(_) | Kind::Decimal(_)))
             && self.chars.get(start + 1..).is_some_and(|rest| {
                 let mut rest = rest.iter().skip_while(|c| c.is_whitespace());
                 rest.next() == Some(&'1') && rest.next() == Some(&'0') && rest.next() == Some(&'^')
@@ -317,14 +337,20 @@ impl Lexer<'_> {
             match c {
                 'e' => Kind::Constant(Constant::E),
                 'i' => Kind::Constant(Constant::I),
-                _ => Kind::Symbol { name: lower.to_string(), capital: c.is_ascii_uppercase() },
+                _ => Kind::Symbol {
+                    name: lower.to_string(),
+                    capital: c.is_ascii_uppercase(),
+                },
             }
         };
         let names = matches!(kind, Kind::Symbol { .. });
         let scripted = matches!(kind, Kind::Constant(_)) && self.subscript_follows(start + 1);
         if scripted {
             // `e_1`, `i_2` are variables.
-            self.push(Kind::Symbol { name: lower.to_string(), capital: false });
+            self.push(Kind::Symbol {
+                name: lower.to_string(),
+                capital: false,
+            });
         } else {
             self.push(kind);
         }
@@ -336,13 +362,21 @@ impl Lexer<'_> {
     }
 
     fn subscript_follows(&self, at: usize) -> bool {
-        self.chars.get(at..).unwrap_or(&[]).iter().find(|c| !c.is_whitespace()) == Some(&'_')
+        self.chars
+            .get(at..)
+            .unwrap_or(&[])
+            .iter()
+            .find(|c| !c.is_whitespace())
+            == Some(&'_')
     }
 
     /// `a.m.`, `p.m.` after a number; its length.
     fn day_half(&self) -> Option<usize> {
         let here: String = self.chars.get(self.at..self.at + 4)?.iter().collect();
-        let after = self.tokens.last().is_some_and(|token| token.kind.ends_operand());
+        let after = self
+            .tokens
+            .last()
+            .is_some_and(|token| token.kind.ends_operand());
         (after && ["a.m.", "p.m."].contains(&here.to_lowercase().as_str())).then_some(4)
     }
 
@@ -387,13 +421,18 @@ impl Lexer<'_> {
         }
         let greek = word.len() > 2 && word.chars().all(|c| c.is_ascii_lowercase());
         match commands::symbol(word).filter(|_| greek) {
-            Some(name) => Some(Kind::Symbol { name: name.to_string(), capital: false }),
+            Some(name) => Some(Kind::Symbol {
+                name: name.to_string(),
+                capital: false,
+            }),
             None => None,
         }
     }
 
     fn after_operand(&self) -> bool {
-        self.tokens.last().is_some_and(|token| token.kind.ends_operand())
+        self.tokens
+            .last()
+            .is_some_and(|token| token.kind.ends_operand())
     }
 
     fn command(&mut self, fuel: &mut Fuel) -> Result<(), ParseError> {
@@ -410,7 +449,12 @@ impl Lexer<'_> {
             };
             // `\\frac` is a slip for `\frac` where no lines can end.
             let doubled = c == '\\' && self.listing.is_empty();
-            if doubled && self.chars.get(start + 1).is_some_and(char::is_ascii_alphabetic) {
+            if doubled
+                && self
+                    .chars
+                    .get(start + 1)
+                    .is_some_and(char::is_ascii_alphabetic)
+            {
                 self.at += 1;
                 return Ok(());
             }
@@ -422,8 +466,12 @@ impl Lexer<'_> {
             };
             return self.apply(meaning, &name, start + 1, fuel);
         }
-        let name: String =
-            self.chars.get(start..end.min(start + 32)).unwrap_or(&[]).iter().collect();
+        let name: String = self
+            .chars
+            .get(start..end.min(start + 32))
+            .unwrap_or(&[])
+            .iter()
+            .collect();
         if name == "operatorname" && self.chars.get(end) == Some(&'*') {
             end += 1;
         }
@@ -435,8 +483,23 @@ impl Lexer<'_> {
             let head = name.get(..length).unwrap_or_default();
             let known = matches!(
                 head,
-                "quad" | "qquad" | "cdot" | "times" | "pi" | "infty" | "div" | "pm" | "left"
-                    | "right" | "circ" | "cup" | "leq" | "geq" | "le" | "ge" | "displaystyle"
+                "quad"
+                    | "qquad"
+                    | "cdot"
+                    | "times"
+                    | "pi"
+                    | "infty"
+                    | "div"
+                    | "pm"
+                    | "left"
+                    | "right"
+                    | "circ"
+                    | "cup"
+                    | "leq"
+                    | "geq"
+                    | "le"
+                    | "ge"
+                    | "displaystyle"
             );
             if known && let Some(meaning) = command(head) {
                 return self.apply(meaning, head, start + length, fuel);
@@ -463,7 +526,10 @@ impl Lexer<'_> {
                 self.at = end;
             }
             Command::Token(Kind::Symbol { name, .. }) => {
-                self.push(Kind::Symbol { name, capital: false });
+                self.push(Kind::Symbol {
+                    name,
+                    capital: false,
+                });
                 self.at = end;
                 self.scripts();
             }
@@ -474,7 +540,9 @@ impl Lexer<'_> {
                 // `\\[4pt]`; but `\\[1, 2]` starts a line with a bracket.
                 let rest: String = self.chars.iter().skip(end).take(8).collect();
                 if rest.split(']').next().is_some_and(|size| {
-                    ["pt", "em", "ex", "mm", "cm"].iter().any(|unit| size.ends_with(unit))
+                    ["pt", "em", "ex", "mm", "cm"]
+                        .iter()
+                        .any(|unit| size.ends_with(unit))
                 }) {
                     self.skip_optional();
                 }
@@ -501,7 +569,10 @@ impl Lexer<'_> {
                     && matches!(c, 'i' | 'e')
                 {
                     let name = c.to_string();
-                    self.push(Kind::Symbol { name, capital: false });
+                    self.push(Kind::Symbol {
+                        name,
+                        capital: false,
+                    });
                     self.group();
                     self.scripts();
                 }
@@ -510,7 +581,10 @@ impl Lexer<'_> {
                 self.at = end;
                 let inner = self.group();
                 let name = format!("mathbb{{{}}}", normal_name(&inner));
-                self.push(Kind::Symbol { name, capital: true });
+                self.push(Kind::Symbol {
+                    name,
+                    capital: true,
+                });
                 self.scripts();
             }
             Command::Accent(accent) => {
@@ -523,7 +597,10 @@ impl Lexer<'_> {
                 } else {
                     self.group();
                     let name = format!("{accent}{{{}}}", normal_name(&inner));
-                    self.push(Kind::Symbol { name, capital: true });
+                    self.push(Kind::Symbol {
+                        name,
+                        capital: true,
+                    });
                     self.scripts();
                 }
             }
@@ -541,8 +618,18 @@ impl Lexer<'_> {
                 let name = name.trim_end_matches('*').to_string();
                 let list = matches!(
                     name.as_str(),
-                    "aligned" | "align" | "gathered" | "gather" | "split" | "eqnarray" | "equation"
-                        | "multline" | "alignat" | "math" | "displaymath" | "center"
+                    "aligned"
+                        | "align"
+                        | "gathered"
+                        | "gather"
+                        | "split"
+                        | "eqnarray"
+                        | "equation"
+                        | "multline"
+                        | "alignat"
+                        | "math"
+                        | "displaymath"
+                        | "center"
                 );
                 self.listing.push(list);
                 if matches!(name.as_str(), "array" | "tabular" | "alignat") {
@@ -563,8 +650,7 @@ impl Lexer<'_> {
             Command::Not => {
                 self.at = end;
                 self.skip_spaces();
-                let rest: String =
-                    self.chars.iter().skip(self.at).take(12).collect();
+                let rest: String = self.chars.iter().skip(self.at).take(12).collect();
                 let (kind, length) = if rest.starts_with("\\in") {
                     (Kind::Relation(Relation::NotIn), 3)
                 } else if rest.starts_with('=') {
@@ -606,8 +692,12 @@ impl Lexer<'_> {
     /// `[…]` after a command or a line's end.
     fn skip_optional(&mut self) {
         if self.peek(0) == Some('[')
-            && let Some(length) =
-                self.chars.iter().skip(self.at).take(16).position(|c| *c == ']')
+            && let Some(length) = self
+                .chars
+                .iter()
+                .skip(self.at)
+                .take(16)
+                .position(|c| *c == ']')
         {
             self.at += length + 1;
         }
@@ -681,8 +771,12 @@ impl Lexer<'_> {
                     self.append("'");
                 }
                 Some('^') => {
-                    let rest: String =
-                        self.chars.iter().skip(self.at + ahead + 1).take(9).collect();
+                    let rest: String = self
+                        .chars
+                        .iter()
+                        .skip(self.at + ahead + 1)
+                        .take(9)
+                        .collect();
                     let length = ["\\prime", "{\\prime}", "{'}", "{\\prime }"]
                         .iter()
                         .find(|prime| rest.starts_with(**prime))
@@ -697,14 +791,22 @@ impl Lexer<'_> {
     }
 
     fn append(&mut self, what: &str) {
-        if let Some(Token { kind: Kind::Symbol { name, .. }, .. }) = self.tokens.last_mut() {
+        if let Some(Token {
+            kind: Kind::Symbol { name, .. },
+            ..
+        }) = self.tokens.last_mut()
+        {
             name.push_str(what);
         }
     }
 
     /// Puts a subscript into the name of the last token; false when that is no name.
     fn attach_subscript(&mut self, subscript: &str) -> bool {
-        let Some(Token { kind: Kind::Symbol { name, .. }, .. }) = self.tokens.last_mut() else {
+        let Some(Token {
+            kind: Kind::Symbol { name, .. },
+            ..
+        }) = self.tokens.last_mut()
+        else {
             return false;
         };
         if subscript.is_empty() {
@@ -728,8 +830,14 @@ impl Lexer<'_> {
         let upright = match trimmed {
             "e" if roman => Some(Kind::Constant(Constant::E)),
             "i" if roman => Some(Kind::Constant(Constant::I)),
-            "T" if roman => Some(Kind::Symbol { name: "t".to_string(), capital: true }),
-            "d" if roman => Some(Kind::Symbol { name: "d".to_string(), capital: false }),
+            "T" if roman => Some(Kind::Symbol {
+                name: "t".to_string(),
+                capital: true,
+            }),
+            "d" if roman => Some(Kind::Symbol {
+                name: "d".to_string(),
+                capital: false,
+            }),
             _ => None,
         };
         if let Some(kind) = upright {
@@ -766,10 +874,16 @@ impl Lexer<'_> {
         self.spaced |= content.ends_with(char::is_whitespace);
         // A single letter in text takes a subscript as a variable does.
         if self.subscript_follows(self.at)
-            && let Some(Token { kind: kind @ Kind::Text(_), .. }) = self.tokens.last_mut()
+            && let Some(Token {
+                kind: kind @ Kind::Text(_),
+                ..
+            }) = self.tokens.last_mut()
             && let Kind::Text(name) = kind
         {
-            *kind = Kind::Symbol { name: std::mem::take(name), capital: true };
+            *kind = Kind::Symbol {
+                name: std::mem::take(name),
+                capital: true,
+            };
             self.scripts();
         }
         Ok(())
@@ -779,8 +893,18 @@ impl Lexer<'_> {
 /// A name's normal form: lower-cased, without spaces, braces and commands that only set type.
 fn normal_name(chars: &[char]) -> String {
     const TYPESETTING: [&str; 12] = [
-        "\\mathrm", "\\textrm", "\\text", "\\rm", "\\mathit", "\\mathbf", "\\operatorname", "\\,",
-        "\\!", "\\;", "\\left", "\\right",
+        "\\mathrm",
+        "\\textrm",
+        "\\text",
+        "\\rm",
+        "\\mathit",
+        "\\mathbf",
+        "\\operatorname",
+        "\\,",
+        "\\!",
+        "\\;",
+        "\\left",
+        "\\right",
     ];
     let mut name: String = chars.iter().collect();
     for command in TYPESETTING {

@@ -130,7 +130,8 @@ impl Parser<'_> {
         match (list.items.pop(), condition) {
             (Some(item), Some(condition)) => {
                 let name = Expr::Text("if".to_string());
-                list.items.push(Expr::Call(Function::Named, vec![name, item, condition]));
+                list.items
+                    .push(Expr::Call(Function::Named, vec![name, item, condition]));
                 Ok(())
             }
             (Some(item), None) => {
@@ -191,7 +192,10 @@ impl Parser<'_> {
             return Err(self.error("a chain of relations of this kind"));
         }
         let left = std::mem::replace(last, Expr::Set(Vec::new()));
-        *last = Expr::Call(Function::Named, vec![Expr::Text(name.to_string()), left, right]);
+        *last = Expr::Call(
+            Function::Named,
+            vec![Expr::Text(name.to_string()), left, right],
+        );
         Ok(())
     }
 
@@ -278,7 +282,11 @@ pub(super) fn bare(list: List, attach: bool) -> Option<Expr> {
                 relations = true;
                 return Some(Expr::And(group));
             }
-            Some(Expr::Delimited { open: Delimiter::Round, close: Delimiter::Round, items: group })
+            Some(Expr::Delimited {
+                open: Delimiter::Round,
+                close: Delimiter::Round,
+                items: group,
+            })
         })
         .collect();
     if relations && joined.len() > 1 && joined.iter().all(is_relational) {
@@ -351,10 +359,12 @@ fn relations(items: Vec<Expr>, separators: &[Separator]) -> Expr {
             group.push(item);
         }
     }
-    let groups = groups.into_iter().filter_map(|mut group| match group.len() {
-        0 | 1 => group.pop(),
-        _ => Some(relations(group, &[])),
-    });
+    let groups = groups
+        .into_iter()
+        .filter_map(|mut group| match group.len() {
+            0 | 1 => group.pop(),
+            _ => Some(relations(group, &[])),
+        });
     Expr::Or(groups.flat_map(flat_or).collect())
 }
 

@@ -103,18 +103,23 @@ pub fn parse(
     if words::is_prose(&whole) {
         return Ok(Expr::Text(normalise::words(&whole)));
     }
-    if syntax == Syntax::Plain && let Some(decimal) = normalise::decimal_comma(&whole) {
+    if syntax == Syntax::Plain
+        && let Some(decimal) = normalise::decimal_comma(&whole)
+    {
         return Ok(decimal);
     }
     let last = normalise::last_side(inside).map(|at| range.start + at..range.end);
-    if repairs.equations && let Some(last) = last {
+    if repairs.equations
+        && let Some(last) = last
+    {
         return read(&chars, last, repairs, fuel);
     }
     match read(&chars, range, repairs, fuel) {
         // As the reference does: what can't be read is not needed when only the last side counts.
         Err(ParseError::Malformed { at, message }) => match last {
-            Some(last) => read(&chars, last, repairs, fuel)
-                .map_err(|_| ParseError::Malformed { at, message }),
+            Some(last) => {
+                read(&chars, last, repairs, fuel).map_err(|_| ParseError::Malformed { at, message })
+            }
             None => Err(ParseError::Malformed { at, message }),
         },
         other => other,
@@ -141,15 +146,20 @@ fn read(
 
 /// Levels of a tree. The parser bounds them to a few thousand on its own (nesting times chains).
 fn levels(expr: &Expr, above: usize) -> usize {
-    children(expr).map(|child| levels(child, above + 1)).max().unwrap_or(above + 1)
+    children(expr)
+        .map(|child| levels(child, above + 1))
+        .max()
+        .unwrap_or(above + 1)
 }
 
 /// The subtrees right under a tree's root.
 fn children(expr: &Expr) -> Box<dyn Iterator<Item = &Expr> + '_> {
     match expr {
-        Expr::Number(_) | Expr::Decimal(_) | Expr::Constant(_) | Expr::Symbol(_) | Expr::Text(_) => {
-            Box::new(std::iter::empty())
-        }
+        Expr::Number(_)
+        | Expr::Decimal(_)
+        | Expr::Constant(_)
+        | Expr::Symbol(_)
+        | Expr::Text(_) => Box::new(std::iter::empty()),
         Expr::Sum(items)
         | Expr::Product(items)
         | Expr::Call(_, items)

@@ -76,7 +76,16 @@ impl<'a> Parser<'a> {
         fuel: &'a mut Fuel,
     ) -> Self {
         let (pos, nesting, inside) = (0, 0, Inside::Top);
-        Self { tokens, pos, end, nesting, inside, angles: false, repairs, fuel }
+        Self {
+            tokens,
+            pos,
+            end,
+            nesting,
+            inside,
+            angles: false,
+            repairs,
+            fuel,
+        }
     }
 
     /// The token `ahead` of the current one.
@@ -86,7 +95,9 @@ impl<'a> Parser<'a> {
 
     /// Whether space stands before the token `ahead`.
     pub(super) fn spaced(&self, ahead: usize) -> bool {
-        self.tokens.get(self.pos + ahead).is_some_and(|token| token.spaced)
+        self.tokens
+            .get(self.pos + ahead)
+            .is_some_and(|token| token.spaced)
     }
 
     /// Goes on by a token.
@@ -112,7 +123,10 @@ impl<'a> Parser<'a> {
     /// An error at the current token.
     pub(super) fn error(&self, message: &str) -> ParseError {
         let at = self.tokens.get(self.pos).map_or(self.end, |token| token.at);
-        ParseError::Malformed { at, message: message.to_string() }
+        ParseError::Malformed {
+            at,
+            message: message.to_string(),
+        }
     }
 
     /// Pays for a node.
@@ -153,7 +167,9 @@ impl<'a> Parser<'a> {
         let mut chain = Chain::None;
         let mut nested = 0;
         loop {
-            let Some(kind) = self.peek(0) else { return Ok(left) };
+            let Some(kind) = self.peek(0) else {
+                return Ok(left);
+            };
             let step = match kind {
                 Kind::Plus | Kind::Minus if least <= power::SUM => Step::Sum,
                 Kind::PlusMinus(plus_first) if least <= power::SUM => Step::PlusMinus(*plus_first),
@@ -192,7 +208,10 @@ impl<'a> Parser<'a> {
             if !matches!(step, Step::Juxtaposition) {
                 self.skip();
             }
-            if matches!(step, Step::Divide | Step::Ratio | Step::Modulo | Step::PlusMinus(_)) {
+            if matches!(
+                step,
+                Step::Divide | Step::Ratio | Step::Modulo | Step::PlusMinus(_)
+            ) {
                 nested += 1;
                 if nested > MAX_CHAIN {
                     return Err(ParseError::TooDeep);
@@ -219,7 +238,9 @@ impl<'a> Parser<'a> {
                 let right = if minus { negated(right) } else { right };
                 *chain = Chain::Sum;
                 if minus && is_set(&left) && matches!(&right, Expr::Negated(set) if is_set(set)) {
-                    let Expr::Negated(set) = right else { return Ok(left) };
+                    let Expr::Negated(set) = right else {
+                        return Ok(left);
+                    };
                     *chain = Chain::None;
                     Expr::SetOperation(SetOperation::Difference, vec![left, *set])
                 } else {
@@ -234,7 +255,11 @@ impl<'a> Parser<'a> {
             }
             Step::PlusMinus(plus_first) => {
                 let right = Box::new(self.expr(power::SUM + 1)?);
-                Expr::PlusMinus { left: Box::new(left), right, plus_first }
+                Expr::PlusMinus {
+                    left: Box::new(left),
+                    right,
+                    plus_first,
+                }
             }
             Step::Times => {
                 let right = self.expr(power::PRODUCT + 1)?;
@@ -267,7 +292,10 @@ impl<'a> Parser<'a> {
                 let right = self.expr(power::PRODUCT + 1)?;
                 // `4:05`: minutes have two digits, the numbers of a ratio no zero before them.
                 if right_text.len() == 2 && right_text.starts_with('0') {
-                    Expr::Call(Function::Named, vec![Expr::Text("time".into()), left, right])
+                    Expr::Call(
+                        Function::Named,
+                        vec![Expr::Text("time".into()), left, right],
+                    )
                 } else {
                     quotient(left, right)
                 }
@@ -310,12 +338,17 @@ impl<'a> Parser<'a> {
 
     /// Whether the token can be a factor with no sign before it.
     fn starts_factor(&self) -> bool {
-        let Some(kind) = self.peek(0) else { return false };
+        let Some(kind) = self.peek(0) else {
+            return false;
+        };
         match kind {
             Kind::Decimal(_) | Kind::Digits(_) | Kind::Exact { .. } => {
                 // `3 4` is no product.
                 let digits = |kind: Option<&Kind>| {
-                    matches!(kind, Some(Kind::Digits(_) | Kind::Decimal(_) | Kind::Exact { .. }))
+                    matches!(
+                        kind,
+                        Some(Kind::Digits(_) | Kind::Decimal(_) | Kind::Exact { .. })
+                    )
                 };
                 let before = self.pos.checked_sub(1).and_then(|i| self.tokens.get(i));
                 matches!(kind, Kind::Exact { vulgar: true, .. })
@@ -360,7 +393,11 @@ impl<'a> Parser<'a> {
                 self.skip();
                 let right = Box::new(self.expr(power::SUM + 1)?);
                 let left = Box::new(Expr::Number(BigRational::zero()));
-                Ok(Expr::PlusMinus { left, right, plus_first })
+                Ok(Expr::PlusMinus {
+                    left,
+                    right,
+                    plus_first,
+                })
             }
             Some(_) => self.postfix(),
             None => Err(self.error("an expression is missing")),
@@ -381,8 +418,11 @@ impl<'a> Parser<'a> {
                     self.skip();
                     let double = self.peek(0) == Some(&Kind::Bang) && !self.spaced(0);
                     self.pos += usize::from(double);
-                    let function =
-                        if double { Function::DoubleFactorial } else { Function::Factorial };
+                    let function = if double {
+                        Function::DoubleFactorial
+                    } else {
+                        Function::Factorial
+                    };
                     base = Expr::Call(function, vec![base]);
                 }
                 Some(Kind::Percent) => {
@@ -417,8 +457,7 @@ impl<'a> Parser<'a> {
             return base;
         }
         let half_turn = Expr::Number(BigRational::from_integer(180.into()));
-        let radian =
-            Expr::Quotient(Box::new(Expr::Constant(Constant::Pi)), Box::new(half_turn));
+        let radian = Expr::Quotient(Box::new(Expr::Constant(Constant::Pi)), Box::new(half_turn));
         Expr::Product(vec![base, radian])
     }
 
@@ -472,10 +511,16 @@ impl<'a> Parser<'a> {
         let transposes = matches!(base, Expr::Matrix(_))
             && match self.peek(0) {
                 Some(Kind::Transpose) => Some(1),
-                Some(Kind::Symbol { name, capital: true }) if name == "t" => Some(1),
+                Some(Kind::Symbol {
+                    name,
+                    capital: true,
+                }) if name == "t" => Some(1),
                 Some(Kind::BraceOpen) => match self.peek(1) {
                     Some(Kind::Transpose) => Some(3),
-                    Some(Kind::Symbol { name, capital: true }) if name == "t" => Some(3),
+                    Some(Kind::Symbol {
+                        name,
+                        capital: true,
+                    }) if name == "t" => Some(3),
                     _ => None,
                 },
                 _ => None,
@@ -485,7 +530,9 @@ impl<'a> Parser<'a> {
                 true
             });
         if transposes {
-            let Expr::Matrix(rows) = base else { return Ok(base) };
+            let Expr::Matrix(rows) = base else {
+                return Ok(base);
+            };
             return Ok(Expr::Matrix(transposed(rows)));
         }
         let exponent = self.exponent()?;

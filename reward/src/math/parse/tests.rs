@@ -20,8 +20,13 @@ fn read(text: &str) -> Result<Expr, ParseError> {
 #[test]
 #[ignore = "reads the folder that ANSWERS names"]
 fn answers_of_a_folder() {
-    let Ok(folder) = std::env::var("ANSWERS") else { return };
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    let Ok(folder) = std::env::var("ANSWERS") else {
+        return;
+    };
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
@@ -45,6 +50,9 @@ fn answers_of_a_folder() {
                 Err(error) => println!("FAIL {answer:?}: {error}"),
             }
         }
-        println!("RATE {}: {parsed}/{all} parse, {kept} read back", file.display());
+        println!(
+            "RATE {}: {parsed}/{all} parse, {kept} read back",
+            file.display()
+        );
     }
 }
