@@ -149,9 +149,14 @@ impl Judge<'_> {
                         self.point(item)?
                             .map(|point| Line::around(point, false, true, false))
                     } else {
-                        // `x < 1 or x > 3` is read as two answers.
+                        // `x < 1 or x > 3` is read as two answers, of one variable.
                         match item {
-                            Expr::Relation { .. } => self.line(item)?,
+                            Expr::Relation { .. }
+                                if shape::is_inequality(item)
+                                    && items.iter().all(|other| same_variable(item, other)) =>
+                            {
+                                self.line(item)?
+                            }
                             _ => None,
                         }
                     };

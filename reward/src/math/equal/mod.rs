@@ -59,7 +59,7 @@ impl From<OutOfFuel> for NotJudged {
 type Result<T> = std::result::Result<T, NotJudged>;
 
 /// Levels of nesting that are compared; no answer has as many, and the stack bears them.
-const DEEPEST: usize = 100;
+const DEEPEST: usize = 120;
 
 /// Whether `answer` is what `gold` asks for. Not symmetric where the reference is not: a set gold
 /// takes any order, an inequality gold an interval.

@@ -15,9 +15,9 @@ use super::{
 use num_rational::BigRational;
 use std::cmp::Ordering;
 
-/// Bits of the first evaluations (77 digits) and of the last (231 digits).
+/// Bits of the first evaluations (77 digits) and of the last (154 digits).
 const BITS: u64 = 256;
-const MORE_BITS: u64 = 768;
+const MORE_BITS: u64 = 512;
 /// Bits that agreeing values must at least share.
 const SHARED: i64 = 180;
 /// Points at which values agree before they are taken to be the same.

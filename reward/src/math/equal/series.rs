@@ -30,10 +30,16 @@ impl FloorDivision for BigInt {
     }
 }
 
-/// e to a number of size at most 1, in fixed point: (Taylor of x/2⁸)^(2⁸).
+/// How often an argument is halved before its Taylor series: what makes the series' terms and the
+/// doublings afterwards about as many. A doubling loses a bit.
+fn halvings(width: u64) -> u64 {
+    (width.isqrt() / 2).min(14)
+}
+
+/// e to a number of size at most 1: (Taylor of x/2ᵏ)^(2ᵏ).
 pub(super) fn exp_fixed(value: BigInt, width: u64) -> BigInt {
-    const HALVINGS: u64 = 8;
-    let inside = value >> HALVINGS;
+    let halvings = halvings(width);
+    let inside = value >> halvings;
     let one = BigInt::one() << width;
     let (mut total, mut term) = (one.clone(), one);
     for k in 1_u32.. {
@@ -43,7 +49,7 @@ pub(super) fn exp_fixed(value: BigInt, width: u64) -> BigInt {
         }
         total += &term;
     }
-    for _ in 0..HALVINGS {
+    for _ in 0..halvings {
         total = (&total * &total) >> width;
     }
     total
@@ -55,27 +61,30 @@ pub(super) fn ln_fixed(value: &BigInt, width: u64) -> Result<BigInt, Fault> {
         .to_f64()
         .ok_or(Fault::Undefined)?;
     let guess = (top / (1_u64 << width.min(60)) as f64).ln();
-    let mut result = shift(
-        BigInt::from((guess * (1_u64 << 52) as f64) as i64),
-        width as i64 - 52,
-    );
-    let mut right = 45;
+    let mut result = BigInt::from((guess * (1_u64 << 52) as f64) as i64);
+    // `result` has `have` bits after the point, of which `right` are right.
+    let (mut have, mut right) = (52, 45);
     while right < width {
         // y + 2 (x − e^y) / (x + e^y), of which the error is cubed.
-        let power = exp_fixed(result.clone(), width);
-        let step: BigInt = ((value - &power) << (width + 1)) / (value + &power);
-        result += step;
         right *= 3;
+        let now = width.min(right + 16);
+        result = shift(result, now as i64 - have as i64);
+        let (value, power) = (value >> (width - now), exp_fixed(result.clone(), now));
+        let step: BigInt = ((&value - &power) << (now + 1)) / (&value + &power);
+        result += step;
+        have = now;
     }
-    Ok(result)
+    Ok(shift(result, width as i64 - have as i64))
 }
 
-/// Sine and cosine of a number of size at most 0.8.
+/// Sine and cosine of a number of size at most 0.8: of x/2ᵏ, doubled k times.
 pub(super) fn sin_cos_fixed(value: &BigInt, width: u64) -> (BigInt, BigInt) {
+    let halvings = halvings(width);
     let one = BigInt::one() << width;
-    let square = (value * value) >> width;
-    let (mut sin, mut cos) = (value.clone(), one.clone());
-    let (mut odd, mut even) = (value.clone(), one);
+    let inside = value >> halvings;
+    let square = (&inside * &inside) >> width;
+    let (mut sin, mut cos) = (inside.clone(), one.clone());
+    let (mut odd, mut even) = (inside, one.clone());
     for k in 1_u32.. {
         even = -((even * &square) >> width) / (2 * k * (2 * k - 1));
         odd = -((odd * &square) >> width) / (2 * k * (2 * k + 1));
@@ -84,6 +93,11 @@ pub(super) fn sin_cos_fixed(value: &BigInt, width: u64) -> (BigInt, BigInt) {
         if even.magnitude().bits() <= 1 {
             break;
         }
+    }
+    for _ in 0..halvings {
+        let doubled = (&sin * &cos) >> (width - 1);
+        cos = &one - ((&sin * &sin) >> (width - 1));
+        sin = doubled;
     }
     (sin, cos)
 }
