@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, sample, status, up,
+    check, control, coordinator, learner, logprobs, rollout_worker, sample, status, up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -49,6 +49,7 @@ enum Command {
     Control(control::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
+    Verify(verify::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
@@ -86,6 +87,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(control::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -8,6 +8,7 @@
 
 mod boxed;
 mod format;
+pub mod math;
 pub mod number;
 mod numeric;
 
