@@ -18,6 +18,8 @@ pub(crate) struct Accuracy {
     /// Only what follows the last of the first of these that is there is judged; without any of
     /// them the answer is wrong. Empty: all of the text is.
     pub(crate) after: Vec<String>,
+    /// As published: an answer that can't be judged though there is a gold answer is wrong.
+    pub(crate) published: bool,
     /// As at Open-R1's base commit.
     pub(crate) base: bool,
 }
@@ -41,9 +43,9 @@ pub(crate) fn score(rule: &Accuracy, known: &Known<'_>) -> Verdict {
             None => Correctness::Wrong,
         }
     };
-    if rule.base {
-        Verdict::right(correctness.published())
-    } else {
-        correctness.verdict()
+    match correctness {
+        _ if rule.base => Verdict::right(correctness.published()),
+        Correctness::NotJudged(_) if rule.published => Verdict::right(false),
+        correctness => correctness.verdict(),
     }
 }

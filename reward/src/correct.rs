@@ -1,6 +1,12 @@
 //! Whether a completion's answer is right: the question that several rewards share.
 
-use crate::{Verdict, boxed, numeric};
+use std::sync::LazyLock;
+
+use crate::{
+    Verdict, boxed,
+    math::{MathConfig, Outcome, Reading, Unjudged, Verifier},
+    numeric,
+};
 
 /// Who says whether an answer is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,9 +50,9 @@ impl Judge {
 pub(crate) enum Correctness {
     Right,
     Wrong,
-    /// The gold answer can't be read: no completion can be judged by it.
+    /// There is no gold answer to judge by.
     NoGold(String),
-    /// This answer could not be judged.
+    /// It could not be told: the gold answer is not understood, or it would be too much work.
     NotJudged(String),
 }
 
@@ -66,8 +72,8 @@ impl Correctness {
         }
     }
 
-    /// As the published code sees it: an unreadable gold answer makes every answer right, and an
-    /// answer that can't be judged is wrong.
+    /// As the published code sees it: without a gold answer every answer is right, and what else
+    /// can't be judged is wrong.
     pub(crate) fn published(&self) -> bool {
         matches!(self, Self::Right | Self::NoGold(_))
     }
@@ -83,11 +89,30 @@ impl From<Verdict> for Correctness {
     }
 }
 
+/// The verifiers that rewards ask, by [`AnswerJudge::Default`] and by [`Judge::reversed`].
+static VERIFIERS: LazyLock<[[Verifier; 2]; 2]> = LazyLock::new(|| {
+    [MathConfig::tina(), MathConfig::reference()].map(|config| {
+        let reversed = MathConfig {
+            gold: Reading::latex(),
+            swapped: true,
+            ..config.clone()
+        };
+        [Verifier::new(config), Verifier::new(reversed)]
+    })
+});
+
 pub(crate) fn judge(judge: Judge, gold: &str, text: &str) -> Correctness {
-    match judge.by {
-        AnswerJudge::Numeric => numeric::score(text, gold).into(),
-        AnswerJudge::Tina | AnswerJudge::Default | AnswerJudge::Boxed => {
-            boxed::score(text, gold).into()
-        }
+    let config = match judge.by {
+        AnswerJudge::Numeric => return numeric::score(text, gold).into(),
+        AnswerJudge::Boxed => return boxed::score(text, gold).into(),
+        AnswerJudge::Tina => 0,
+        AnswerJudge::Default => 1,
+    };
+    let verifier = &VERIFIERS[config][usize::from(judge.reversed)];
+    match verifier.verify(gold, text).outcome {
+        Outcome::Equal => Correctness::Right,
+        Outcome::Different(_) => Correctness::Wrong,
+        Outcome::NotJudged(why @ Unjudged::NoGold) => Correctness::NoGold(why.to_string()),
+        Outcome::NotJudged(why) => Correctness::NotJudged(why.to_string()),
     }
 }

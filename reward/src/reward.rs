@@ -128,6 +128,7 @@ impl Reward {
                 let rule = Accuracy {
                     judge: *judge,
                     after: after.clone(),
+                    published: compat.is_some(),
                     base: *compat == Some(Compat::OpenR1Base),
                 };
                 (Rule::Accuracy(rule), Needs::Text)
