@@ -299,7 +299,9 @@ fn answer(line: &[u8], id: u64) -> Result<Verdict, String> {
         return wrong("answered with a line that is no JSON object");
     };
     if answer.get("id").and_then(Value::as_u64) != Some(id) {
-        return wrong(&format!("answered without the id {id} that it was asked by"));
+        return wrong(&format!(
+            "answered without the id {id} that it was asked by"
+        ));
     }
     match answer.get("reward") {
         Some(Value::Null) => {
@@ -314,3 +316,5 @@ fn answer(line: &[u8], id: u64) -> Result<Verdict, String> {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::join_all;
+use futures::{
+    future::join_all,
+    stream::{self, StreamExt as _, TryStreamExt as _},
+};
 use serde_json::{Value, json};
 use tina_model::Tokenizer;
 use tina_proto::v1;
@@ -30,6 +33,9 @@ use crate::{
 
 /// How long an external reward may take over a completion, where the config doesn't say, in s.
 const TIMEOUT_S: f64 = 10.0;
+
+/// Completions that wait for programs at a time, of those that are at hand all at once.
+const AT_ONCE: usize = 512;
 
 /// What a completion's tokens are known by; owned [`Tokens`].
 #[derive(Clone, Debug, PartialEq)]
@@ -149,7 +155,12 @@ impl Scorer {
             })
         };
         Ok(Self {
-            rules: config.reward.iter().enumerate().map(rule).collect::<Result<_, _>>()?,
+            rules: config
+                .reward
+                .iter()
+                .enumerate()
+                .map(rule)
+                .collect::<Result<_, _>>()?,
             eval: config.eval_reward(),
         })
     }
@@ -196,6 +207,21 @@ impl Scorer {
         Ok(self.judged(findings))
     }
 
+    /// [`Scorer::judge`] for many completions, in their order.
+    ///
+    /// # Errors
+    /// See [`Scorer::judge`].
+    pub async fn judge_many(&self, work: Vec<Work>) -> Result<Vec<Judged>, GaveUp> {
+        if self.has_programs() {
+            let all = stream::iter(work).map(|work| self.judge(work));
+            return all.buffered(AT_ONCE).try_collect().await;
+        }
+        let scorer = self.clone();
+        tokio::task::spawn_blocking(move || scorer.judge_all(&work))
+            .await
+            .map_err(|error| GaveUp(format!("scoring: {error}")))
+    }
+
     /// [`Scorer::judge`] for many completions where no reward is a program: on this thread.
     fn judge_all(&self, work: &[Work]) -> Vec<Judged> {
         work.iter()
@@ -208,7 +234,9 @@ impl Scorer {
         let rewards = self.rules.iter().zip(findings).map(|(rule, finding)| {
             let (value, share) = match finding {
                 Finding::Share(share) => (None, Some(share)),
-                Finding::Verdict(Verdict::Scored(value)) if value.is_finite() => (Some(value), None),
+                Finding::Verdict(Verdict::Scored(value)) if value.is_finite() => {
+                    (Some(value), None)
+                }
                 Finding::Verdict(Verdict::Scored(value)) => {
                     reasons.push((rule.name.clone(), format!("its value is {value}")));
                     (None, None)
@@ -428,3 +456,5 @@ impl Scored {
     }
 }
 
+#[cfg(test)]
+mod tests;

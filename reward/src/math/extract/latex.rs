@@ -59,11 +59,9 @@ pub(super) fn finds<'t>(
             },
             &mut take,
         ),
-        ANYWHERE if config.anywhere => each(
-            candidates(text),
-            |at| reader.chain(at, false),
-            &mut take,
-        ),
+        ANYWHERE if config.anywhere => {
+            each(candidates(text), |at| reader.chain(at, false), &mut take)
+        }
         _ => {}
     }
     if config.boxed_priority == Some(priority) {
@@ -253,9 +251,7 @@ impl<'a, 't> Reader<'a, 't> {
         match self.text.byte(at + 1)? {
             b'[' if self.text.before(at) != Some(b'\\') => {
                 let text = self.text;
-                let close = self
-                    .bracket
-                    .at(at + 2, || find(text, at + 2, "\\]"))?;
+                let close = self.bracket.at(at + 2, || find(text, at + 2, "\\]"))?;
                 self.delimited(at + 2, close, 2, boxed)
             }
             b'(' if self.text.before(at) != Some(b'\\') => {
@@ -292,9 +288,8 @@ impl<'a, 't> Reader<'a, 't> {
         }
         let bytes = self.text.bytes;
         let close = self.dollar.at(at + 1, || {
-            (at + 1..bytes.len()).find(|&at| {
-                bytes[at] == b'\n' || (bytes[at] == b'$' && bytes[at - 1] != b'\\')
-            })
+            (at + 1..bytes.len())
+                .find(|&at| bytes[at] == b'\n' || (bytes[at] == b'$' && bytes[at - 1] != b'\\'))
         })?;
         if bytes[close] == b'\n' {
             return None;

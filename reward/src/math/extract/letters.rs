@@ -26,16 +26,22 @@ pub(super) fn finds<'t>(
         } else {
             end
         };
-        let after = [bold, end].into_iter().find_map(|end| match text.char(end) {
-            Some(char) if matches!(char, '.' | ',' | ':') || is_space(char) => {
-                Some(end + char.len_utf8())
-            }
-            _ => text.is_end(end).then_some(end),
-        })?;
+        let after = [bold, end]
+            .into_iter()
+            .find_map(|end| match text.char(end) {
+                Some(char) if matches!(char, '.' | ',' | ':') || is_space(char) => {
+                    Some(end + char.len_utf8())
+                }
+                _ => text.is_end(end).then_some(end),
+            })?;
         Some((after, (at, end)))
     };
     let bold = |at: usize| {
-        let start = if text.starts_with(at, "**") { at + 2 } else { at };
+        let start = if text.starts_with(at, "**") {
+            at + 2
+        } else {
+            at
+        };
         closed(start)
     };
     // The same behind whitespace or at the text's start.

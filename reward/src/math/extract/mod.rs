@@ -16,9 +16,9 @@ mod boxed;
 mod latex;
 mod letters;
 mod plain;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::{borrow::Cow, collections::BTreeSet};
 

@@ -211,7 +211,9 @@ impl<'t> Reader<'_, 't> {
         let rest = text.str.get(at..).unwrap_or_default();
         let end = rest
             .char_indices()
-            .find(|&(_, char)| !(char.is_ascii_digit() || char == '.' || is_operator(char) || is_space(char)))
+            .find(|&(_, char)| {
+                !(char.is_ascii_digit() || char == '.' || is_operator(char) || is_space(char))
+            })
             .map_or(text.bytes.len(), |(length, _)| at + length);
         let row = text.str.get(at..end).unwrap_or_default();
         let last = Some(end)
