@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use commands::{
     check, control, coordinator, learner, logprobs, reward, rollout_worker, sample, status, up,
+    verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -50,6 +51,7 @@ enum Command {
     Sample(sample::Args),
     Logprobs(logprobs::Args),
     Reward(reward::Args),
+    Verify(verify::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
@@ -91,6 +93,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -2,7 +2,8 @@
 //!
 //! - [`Verifier`]: the verdict, from a [`MathConfig`].
 //! - [`extract`]: where in a text the answer stands. [`parse`]: from its text to an [`expr::Expr`].
-//!   [`equal`]: whether two trees are the same answer. [`fuel`]: what bounds all three.
+//!   [`render`]: from there back to LaTeX. [`equal`]: whether two trees are the same answer.
+//!   [`fuel`]: what bounds all of them.
 //!
 //! `docs/rewards.md` says what is found, what is equal, and where this differs from math-verify.
 
@@ -13,6 +14,7 @@ pub mod extract;
 pub mod fuel;
 pub mod parse;
 mod read;
+pub mod render;
 pub mod verifier;
 
 pub use config::{MathConfig, Reading};

@@ -162,7 +162,7 @@ fn too_much_work(why: OutOfFuel) -> Unjudged {
 /// How an answer was understood, for people.
 fn parsed(answer: &Answer) -> Option<String> {
     match &answer.tree {
-        Some(tree) => Some(format!("{tree:?}")),
+        Some(tree) => Some(tree.to_string()),
         None if answer.understood => answer.texts.first().cloned(),
         None => None,
     }

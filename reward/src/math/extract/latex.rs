@@ -47,7 +47,7 @@ pub(super) fn finds<'t>(
             text.answer_colons(),
             |at| {
                 text.places(at, 50, true)
-                    .find_map(|at| reader.chain(at, false))
+                    .find_map(|at| reader.chain(at, Chain::Anchored))
             },
             &mut take,
         ),
@@ -55,17 +55,23 @@ pub(super) fn finds<'t>(
             text.answers(),
             |at| {
                 text.places(at, 50, true)
-                    .find_map(|at| reader.chain(at, false))
+                    .find_map(|at| reader.chain(at, Chain::Anchored))
             },
             &mut take,
         ),
-        ANYWHERE if config.anywhere => {
-            each(candidates(text), |at| reader.chain(at, false), &mut take)
-        }
+        ANYWHERE if config.anywhere => each(
+            candidates(text),
+            |at| reader.chain(at, Chain::Anywhere),
+            &mut take,
+        ),
         _ => {}
     }
     if config.boxed_priority == Some(priority) {
-        each(candidates(text), |at| reader.chain(at, true), &mut take);
+        each(
+            candidates(text),
+            |at| reader.chain(at, Chain::Boxed),
+            &mut take,
+        );
         finds.extend(bare_box(text, config));
     }
 }
@@ -132,6 +138,17 @@ fn candidates(text: &Text<'_>) -> impl Iterator<Item = (usize, usize)> {
         .map(|(at, _)| (at, at))
 }
 
+/// Which environments are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chain {
+    /// Behind the word "answer".
+    Anchored,
+    /// Anywhere.
+    Anywhere,
+    /// Those with a box in them.
+    Boxed,
+}
+
 /// An environment's inside.
 #[derive(Clone, Copy, Debug)]
 struct Span {
@@ -184,20 +201,21 @@ impl<'a, 't> Reader<'a, 't> {
     /// [`Self::chain`] behind any whitespace, whose last character may be the bracket's own.
     fn chain_behind_space(&mut self, at: usize) -> Option<(usize, Vec<Span>)> {
         let end = self.text.skip_space(at);
-        self.chain(end, false)
-            .or_else(|| self.chain(self.text.space_before(end, at)?, false))
+        self.chain(end, Chain::Anchored)
+            .or_else(|| self.chain(self.text.space_before(end, at)?, Chain::Anchored))
     }
 
-    /// An environment at `at` and up to five more, joined by "and", "or" or a comma; each with a box
-    /// in it if `boxed`. Answers with its end too.
-    fn chain(&mut self, at: usize, boxed: bool) -> Option<(usize, Vec<Span>)> {
+    /// An environment at `at` and up to five more, joined by "and", "or" or a comma. Answers with its
+    /// end too.
+    fn chain(&mut self, at: usize, kind: Chain) -> Option<(usize, Vec<Span>)> {
+        let boxed = kind == Chain::Boxed;
         let (mut end, first) = self.environment(at, boxed)?;
         let mut spans = vec![first];
         for _ in 0..JOINED {
             if boxed {
                 end = self.text.skip_space(end);
             }
-            let Some((next_end, span)) = self.joined(end, boxed) else {
+            let Some((next_end, span)) = self.joined(end, kind) else {
                 break;
             };
             end = next_end;
@@ -210,16 +228,25 @@ impl<'a, 't> Reader<'a, 't> {
     }
 
     /// Joining word and environment.
-    fn joined(&mut self, at: usize, boxed: bool) -> Option<(usize, Span)> {
+    fn joined(&mut self, at: usize, kind: Chain) -> Option<(usize, Span)> {
+        let boxed = kind == Chain::Boxed;
         let at = self.text.skip_space(at);
         let comma = self.text.byte(at) == Some(b',');
-        let word = self.text.optional(at, b',');
+        let next = self.text.optional(at, b',');
+        let spaced = self.text.skip_space(next);
+        // The reference wants ",and" without a space, so that of "answer: $1$, $2$, and $3$" it takes
+        // two; without the word "answer" that comma may as well end a clause.
+        let word = if comma && kind == Chain::Anchored {
+            spaced
+        } else {
+            next
+        };
         let after = if self.text.starts_with(word, "and") {
             word + 3
         } else if self.text.starts_with(word, "or") {
             word + 2
         } else if comma {
-            word
+            next
         } else {
             return None;
         };
