@@ -5,6 +5,7 @@ use super::{
     Judge, Result, exact,
     modular::Modular,
     numeric::{self, Outcome},
+    real::FloorDivision,
     shape,
 };
 use num_bigint::BigInt;
@@ -130,21 +131,12 @@ fn nearest(value: &BigRational, scale: &BigInt) -> BigInt {
     let scaled = value.numer() * scale;
     let doubled: BigInt = scaled * 2 + value.denom();
     let below: BigInt = value.denom() * 2;
-    let floor = num_floor(&doubled, &below);
+    let floor = doubled.div_floor_by(&below);
     let tie = &floor * &below == doubled;
     if tie && floor.bit(0) {
         floor - 1
     } else {
         floor
-    }
-}
-
-fn num_floor(above: &BigInt, below: &BigInt) -> BigInt {
-    let quotient = above / below;
-    if (above.is_negative() != below.is_negative()) && !(above % below).is_zero() {
-        quotient - 1
-    } else {
-        quotient
     }
 }
 
