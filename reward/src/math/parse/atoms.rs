@@ -138,6 +138,7 @@ impl Parser<'_> {
         if !matches!(self.inside, Inside::Top | Inside::Argument | Inside::Bars)
             || digits.len() > 3
             || self.peek(1) != Some(&Kind::Comma)
+            || self.continues_list()
         {
             return None;
         }
@@ -188,6 +189,13 @@ impl Parser<'_> {
         })
     }
 
+    /// Whether the number here stands right behind a number and a comma.
+    fn continues_list(&self) -> bool {
+        !self.spaced(0)
+            && self.behind(1) == Some(&Kind::Comma)
+            && matches!(self.behind(2), Some(Kind::Digits(_)))
+    }
+
     /// A command's argument: a group, or without braces a single digit or a small expression. With
     /// `whole` a number without braces is taken with all its digits.
     pub(super) fn command_argument(&mut self, whole: bool) -> Result<Expr, ParseError> {
@@ -201,11 +209,7 @@ impl Parser<'_> {
             && digits.len() > 1
             && !whole
         {
-            let (first, rest) = digits.split_at(1);
-            let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
-            let rest = rest.to_string();
-            self.replace(Kind::Digits(rest));
-            return Ok(value);
+            return Ok(self.first_digit());
         }
         if let Some(Kind::Digits(digits)) = self.peek(0) {
             let value = Expr::Number(BigRational::from_integer(numbers::integer(digits)));
@@ -214,6 +218,18 @@ impl Parser<'_> {
         }
         let inside = self.inside;
         self.within(inside, Parser::atom)
+    }
+
+    /// The first of the digits here, the others left in their place.
+    pub(super) fn first_digit(&mut self) -> Expr {
+        let Some(Kind::Digits(digits)) = self.peek(0) else {
+            return Expr::Number(BigRational::zero());
+        };
+        let (first, rest) = digits.split_at(1.min(digits.len()));
+        let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
+        let rest = rest.to_string();
+        self.replace(Kind::Digits(rest));
+        value
     }
 
     /// `{…}` as a command's argument.
@@ -295,7 +311,8 @@ impl Parser<'_> {
         }
         let radicand = if self.peek(0) == Some(&Kind::BraceOpen) {
             self.argument()?
-        } else if !latex || self.peek(0) == Some(&Kind::RoundOpen) && self.repairs.malformed_operators
+        } else if !latex
+            || self.peek(0) == Some(&Kind::RoundOpen) && self.repairs.malformed_operators
         {
             let inside = self.inside;
             self.within(inside, Parser::atom)?
@@ -335,7 +352,11 @@ impl Parser<'_> {
         use super::list::Separator::{And, Or};
         let connected = list.separators.iter().any(|s| matches!(s, And | Or));
         if list.items.len() > 1 && !(connected && open == close && open == Delimiter::Round) {
-            return Ok(Expr::Delimited { open, close, items: list.items });
+            return Ok(Expr::Delimited {
+                open,
+                close,
+                items: list.items,
+            });
         }
         if list.items.len() == 1 {
             return list.items.pop().ok_or(ParseError::Empty);
@@ -357,7 +378,11 @@ impl Parser<'_> {
             if list.items.len() != 2 {
                 return Err(parser.error("an interval has two ends"));
             }
-            Ok(Expr::Delimited { open: Delimiter::Round, close, items: list.items })
+            Ok(Expr::Delimited {
+                open: Delimiter::Round,
+                close,
+                items: list.items,
+            })
         })
     }
 
@@ -423,7 +448,7 @@ impl Parser<'_> {
     }
 
     /// `\frac`, which may be a derivative.
-    fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
+    pub(super) fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
         match derivative(&upper, &lower) {
             Some(derivative) => derivative,
             None => quotient(upper, lower),
@@ -435,8 +460,12 @@ impl Parser<'_> {
 /// `d` would cancel. `None` for a quotient.
 fn derivative(upper: &Expr, lower: &Expr) -> Option<Expr> {
     let is_d = |expr: &Expr| matches!(expr, Expr::Symbol(name) if name == "d" || name == "partial");
-    let Expr::Product(below) = lower else { return None };
-    let [d, variable] = below.as_slice() else { return None };
+    let Expr::Product(below) = lower else {
+        return None;
+    };
+    let [d, variable] = below.as_slice() else {
+        return None;
+    };
     let names = match variable {
         Expr::Symbol(_) => true,
         Expr::Power(base, _) => matches!(base.as_ref(), Expr::Symbol(_)),

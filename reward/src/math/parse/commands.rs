@@ -46,10 +46,6 @@ pub(super) fn command(name: &str) -> Option<Command> {
     if let Some(kind) = function(name) {
         return token(kind);
     }
-    if let Some(name) = symbol(name) {
-        let capital = false;
-        return token(Kind::Symbol { name: name.to_string(), capital });
-    }
     match name {
         "," | ";" | ":" | "!" | " " | ">" | "quad" | "qquad" | "enspace" | "thinspace"
         | "negthinspace" | "thickspace" | "medspace" | "space" | "hfill" | "par" | "newline"
@@ -61,12 +57,16 @@ pub(super) fn command(name: &str) -> Option<Command> {
         | "Large" | "LARGE" | "huge" | "Huge" | "rm" | "bf" | "it" | "cal" | "sf" | "bold"
         | "ensuremath" | "underline" | "cancel" | "bcancel" | "mathord" | "mathop" | "mathrel"
         | "mathbin" | "mathopen" | "mathclose" | "mathpunct" | "mathinner" | "angle"
-        | "measuredangle" | "triangle" | "phantom" | "vphantom" | "hphantom" | "colon"
-        | "protect" | "relax" | "centering" | "$" | "pounds" | "euro" | "yen" | "smash" => {
-            Some(if name == "colon" { C::Token(Kind::Colon) } else { C::Skip })
+        | "measuredangle" | "triangle" | "colon" | "therefore" | "because" | "protect"
+        | "relax" | "centering" | "$" | "pounds" | "euro" | "yen" | "smash" => {
+            Some(if name == "colon" {
+                C::Token(Kind::Colon)
+            } else {
+                C::Skip
+            })
         }
         "hspace" | "vspace" | "label" | "tag" | "color" | "textcolor" | "kern" | "mkern"
-        | "hskip" | "mskip" | "rule" => Some(C::SkipGroup),
+        | "hskip" | "mskip" | "rule" | "phantom" | "vphantom" | "hphantom" => Some(C::SkipGroup),
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "textsc" | "texttt" | "textsf"
         | "textup" | "textmd" | "textsl" | "mbox" | "hbox" | "emph" | "intertext" => Some(C::Text),
         "mathrm" | "operatorname*" | "mathsf" | "mathtt" | "unit" | "si" => Some(C::Roman),
@@ -161,13 +161,20 @@ pub(super) fn command(name: &str) -> Option<Command> {
         "nmid" => token(Kind::NamedRelation("notdivides")),
         "Rightarrow" | "implies" | "Longrightarrow" => token(Kind::NamedRelation("implies")),
         "iff" | "Leftrightarrow" | "leftrightarrow" => token(Kind::NamedRelation("iff")),
+        "neg" | "lnot" => token(Kind::Operator("not".to_string())),
         "sum" => token(Kind::Big("sum")),
         "prod" => token(Kind::Big("prod")),
         "int" => token(Kind::Big("int")),
         "iint" => token(Kind::Big("iint")),
         "oint" => token(Kind::Big("oint")),
         "lim" => token(Kind::Big("lim")),
-        _ => None,
+        _ => {
+            let name = symbol(name)?.to_string();
+            token(Kind::Symbol {
+                name,
+                capital: false,
+            })
+        }
     }
 }
 
@@ -197,10 +204,12 @@ pub(super) fn function(name: &str) -> Option<Kind> {
         "floor" => Function::Floor,
         "ceil" => Function::Ceil,
         "abs" => Function::Abs,
-        "arcsec" | "arccsc" | "arccot" | "coth" | "sech" | "csch" | "det" | "dim" | "ker" | "deg"
-        | "arg" | "sgn" | "sup" | "inf" | "Re" | "Im" | "Pr" | "rank" | "trace" | "tr"
+        "arcsec" | "arccsc" | "arccot" | "coth" | "sech" | "csch" | "det" | "dim" | "ker"
+        | "deg" | "arg" | "sgn" | "sup" | "inf" | "Re" | "Im" | "Pr" | "rank" | "trace" | "tr"
         | "arcsinh" | "arccosh" | "arctanh" | "arsinh" | "arcosh" | "artanh" | "erf" | "limsup"
-        | "liminf" | "argmax" | "argmin" | "hom" => return Some(Kind::Operator(name.to_lowercase())),
+        | "liminf" | "argmax" | "argmin" | "hom" => {
+            return Some(Kind::Operator(name.to_lowercase()));
+        }
         _ => return None,
     }))
 }
@@ -208,13 +217,52 @@ pub(super) fn function(name: &str) -> Option<Kind> {
 /// Names of symbols: Greek letters (π apart) and the like, with variants under one name.
 pub(super) fn symbol(name: &str) -> Option<&'static str> {
     const NAMES: [&str; 40] = [
-        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
-        "lambda", "mu", "nu", "xi", "omicron", "rho", "sigma", "tau", "upsilon", "phi", "chi",
-        "psi", "omega", "hbar", "ell", "partial", "nabla", "aleph", "odot", "oplus", "otimes",
-        "star", "square", "diamond", "clubsuit", "heartsuit", "spadesuit", "mho", "dagger", "wp",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "hbar",
+        "ell",
+        "partial",
+        "nabla",
+        "aleph",
+        "odot",
+        "oplus",
+        "otimes",
+        "star",
+        "square",
+        "diamond",
+        "clubsuit",
+        "heartsuit",
+        "spadesuit",
+        "mho",
+        "dagger",
+        "wp",
     ];
     let plain = name.strip_prefix("var").unwrap_or(name);
-    let plain = plain.strip_prefix("up").filter(|rest| *rest != "silon").unwrap_or(plain);
+    let plain = plain
+        .strip_prefix("up")
+        .filter(|rest| *rest != "silon")
+        .unwrap_or(plain);
     let lower = plain.to_lowercase();
     match name {
         "hslash" => return Some("hbar"),
@@ -257,7 +305,9 @@ pub(super) fn unicode(c: char) -> Option<&'static str> {
         '∅' | 'Ø' | '⌀' => "\\emptyset ",
         '°' | '˚' | 'º' => "\\degree ",
         '℃' | '℉' => "\\degree ",
-        '∠' | '△' | '∆' | '▵' | '€' | '£' | '¥' | '₹' | '₽' | '₩' | '₪' | '฿' => " ",
+        '∠' | '△' | '∆' | '▵' | '€' | '£' | '¥' | '₹' | '₽' | '₩' | '₪' | '฿' => {
+            " "
+        }
         '∀' => "\\forall ",
         '→' | '↦' => "\\to ",
         '⇒' => "\\implies ",
@@ -267,6 +317,8 @@ pub(super) fn unicode(c: char) -> Option<&'static str> {
         '∣' | '｜' => "|",
         '‖' | '∥' => "\\|",
         '⟂' | '⊥' => "\\perp ",
+        '∛' => "\\sqrt[3]",
+        '∜' => "\\sqrt[4]",
         '∂' => "\\partial ",
         '∇' => "\\nabla ",
         '∑' => "\\sum ",
@@ -381,7 +433,10 @@ pub(super) fn script(c: char) -> Option<(bool, char)> {
         ('ₓ', 'x'),
     ];
     let find = |table: &[(char, char)], raised| {
-        table.iter().find(|(from, _)| *from == c).map(|(_, to)| (raised, *to))
+        table
+            .iter()
+            .find(|(from, _)| *from == c)
+            .map(|(_, to)| (raised, *to))
     };
     find(&RAISED, true).or_else(|| find(&LOWERED, false))
 }

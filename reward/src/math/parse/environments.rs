@@ -85,7 +85,10 @@ fn is_relation(expr: &Expr) -> bool {
 /// The determinant, written out up to three rows; by name beyond.
 fn determinant(mut rows: Vec<Vec<Expr>>) -> Expr {
     let get = |i: usize, j: usize| {
-        rows.get(i).and_then(|row| row.get(j)).cloned().unwrap_or(Expr::Set(Vec::new()))
+        rows.get(i)
+            .and_then(|row| row.get(j))
+            .cloned()
+            .unwrap_or(Expr::Set(Vec::new()))
     };
     let minor = |i: usize, j: usize, k: usize, l: usize| {
         Expr::Sum(vec![
@@ -94,7 +97,10 @@ fn determinant(mut rows: Vec<Vec<Expr>>) -> Expr {
         ])
     };
     match rows.len() {
-        1 => rows.pop().and_then(|mut row| row.pop()).unwrap_or(Expr::Set(Vec::new())),
+        1 => rows
+            .pop()
+            .and_then(|mut row| row.pop())
+            .unwrap_or(Expr::Set(Vec::new())),
         2 => minor(0, 1, 0, 1),
         3 => Expr::Sum(vec![
             Expr::Product(vec![get(0, 0), minor(1, 2, 1, 2)]),

@@ -49,7 +49,9 @@ pub(super) fn inside(chars: &[char]) -> std::ops::Range<usize> {
             let wraps = end - start >= 2 * length
                 && starts_with(chars, start, open)
                 && ends_with(chars, start, end, close);
-            let inner = chars.get(start + length..end.saturating_sub(length)).unwrap_or(&[]);
+            let inner = chars
+                .get(start + length..end.saturating_sub(length))
+                .unwrap_or(&[]);
             if wraps && !inner.contains(&'$') {
                 start += length;
                 end -= length;
@@ -60,7 +62,9 @@ pub(super) fn inside(chars: &[char]) -> std::ops::Range<usize> {
         if starts_with(chars, start, "\\(")
             && ends_with(chars, start, end, "\\)")
             && inner.contains(&'=')
-            && !inner.windows(2).any(|pair| pair == ['\\', '('] || pair == ['\\', ')'])
+            && !inner
+                .windows(2)
+                .any(|pair| pair == ['\\', '('] || pair == ['\\', ')'])
         {
             start += 2;
             end -= 2;
@@ -83,7 +87,10 @@ fn ends_with(chars: &[char], start: usize, end: usize, what: &str) -> bool {
 
 /// Words as [`Expr::Text`] has them.
 pub(super) fn words(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    text.chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 /// `1000,99` and `0,111` as typed: a decimal, unless three digits make it a thousand.

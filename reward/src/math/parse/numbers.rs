@@ -46,14 +46,24 @@ pub(super) fn number(chars: &[char], start: usize) -> Result<Option<(Kind, usize
             return Err(ParseError::TooLarge);
         }
         let value = repeating(&digits, &fraction, &period);
-        return Ok(Some((Kind::Exact { value, vulgar: false }, end)));
+        return Ok(Some((
+            Kind::Exact {
+                value,
+                vulgar: false,
+            },
+            end,
+        )));
     }
     if fraction.is_empty() {
         if digits.is_empty() {
             return Ok(None);
         }
         // `335.`: the point ends a sentence or says nothing; `1...` leaves its dots.
-        let end = if chars.get(at + 1) == Some(&'.') { at } else { fraction_start };
+        let end = if chars.get(at + 1) == Some(&'.') {
+            at
+        } else {
+            fraction_start
+        };
         return Ok(Some((Kind::Digits(digits), end)));
     }
     if let Some((value, end)) = exponent(chars, end, &digits, &fraction)? {
@@ -94,15 +104,19 @@ fn take_digits(chars: &[char], mut at: usize, into: &mut String) -> usize {
 /// Behind a separator of thousands that can be nothing else (`{,}`, `,\!`, a space of any kind),
 /// with exactly three digits after it. A bare comma is for the parser, who sees what is around.
 fn thousands(chars: &[char], at: usize, digits: &str) -> Option<usize> {
-    const SEPARATORS: [&str; 10] =
-        ["{,}", "{,\\!}", ",\\!", "{,}\\!", "\\,", "\\ ", "\\;", "\\:", "~", " "];
+    const SEPARATORS: [&str; 10] = [
+        "{,}", "{,\\!}", ",\\!", "{,}\\!", "\\,", "\\ ", "\\;", "\\:", "~", " ",
+    ];
     if digits.starts_with('0') {
         return None;
     }
     let behind = SEPARATORS.iter().find_map(|separator| {
         let len = separator.chars().count();
         let here = chars.get(at..at + len)?;
-        here.iter().copied().eq(separator.chars()).then_some(at + len)
+        here.iter()
+            .copied()
+            .eq(separator.chars())
+            .then_some(at + len)
     })?;
     let group = chars.get(behind..behind + 3)?;
     let ends = !chars.get(behind + 3).is_some_and(char::is_ascii_digit);
@@ -132,7 +146,9 @@ fn period(chars: &[char], at: usize) -> Option<(String, usize)> {
     ];
     for (opener, closer) in OPENERS {
         let len = opener.chars().count();
-        let Some(here) = chars.get(at..at + len) else { continue };
+        let Some(here) = chars.get(at..at + len) else {
+            continue;
+        };
         if !here.iter().copied().eq(opener.chars()) {
             continue;
         }
@@ -182,7 +198,11 @@ fn exponent(
     };
     let value = decimal(digits, fraction);
     let scale = BigRational::from_integer(power_of_ten(size));
-    let value = if sign < 0 { value / scale } else { value * scale };
+    let value = if sign < 0 {
+        value / scale
+    } else {
+        value * scale
+    };
     Ok(Some((value, end)))
 }
 

@@ -4,47 +4,206 @@
 /// after an operand is one.) Partly from the reference's list, `math_normalization.py` of
 /// latex2sympy2-extended, without the short ones that are rather products of variables.
 const UNITS: [&str; 114] = [
-    "acre", "apple", "bill", "book", "bottle", "box", "boy", "bus", "car", "card", "cent",
-    "centimeter", "centimetre", "chicken", "child", "children", "chord", "cm", "coin", "copy",
-    "cube", "cubic", "cup", "day", "deg", "degree", "digit", "dm", "dog", "dollar", "edge", "egg",
-    "element", "euro", "feet", "foot", "ft", "gal", "gallon", "game", "gm", "gram", "girl", "hectare",
-    "hour", "hr", "hrs", "inch", "integer", "joule", "kelvin", "kg", "kilogram", "kilometer",
-    "kilometre", "km", "kmh", "kmph", "kph", "lb", "lbs", "liter", "litre", "loaf", "marble",
-    "meal", "men", "meter", "metre", "mile", "min", "minute", "mm", "mo", "monkey", "month", "mph",
-    "multiple", "newton", "number", "ounce", "oz", "page", "pair", "people", "person", "piece",
-    "pint", "point", "pound", "quart", "question", "rabbit", "ratio", "revolution", "round",
-    "rupee", "sec", "second", "soldier", "solution", "square", "student", "ticket", "tile", "time",
-    "toy", "unit", "usd", "value", "volt", "watt", "way", "week",
+    "acre",
+    "apple",
+    "bill",
+    "book",
+    "bottle",
+    "box",
+    "boy",
+    "bus",
+    "car",
+    "card",
+    "cent",
+    "centimeter",
+    "centimetre",
+    "chicken",
+    "child",
+    "children",
+    "chord",
+    "cm",
+    "coin",
+    "copy",
+    "cube",
+    "cubic",
+    "cup",
+    "day",
+    "deg",
+    "degree",
+    "digit",
+    "dm",
+    "dog",
+    "dollar",
+    "edge",
+    "egg",
+    "element",
+    "euro",
+    "feet",
+    "foot",
+    "ft",
+    "gal",
+    "gallon",
+    "game",
+    "gm",
+    "gram",
+    "girl",
+    "hectare",
+    "hour",
+    "hr",
+    "hrs",
+    "inch",
+    "integer",
+    "joule",
+    "kelvin",
+    "kg",
+    "kilogram",
+    "kilometer",
+    "kilometre",
+    "km",
+    "kmh",
+    "kmph",
+    "kph",
+    "lb",
+    "lbs",
+    "liter",
+    "litre",
+    "loaf",
+    "marble",
+    "meal",
+    "men",
+    "meter",
+    "metre",
+    "mile",
+    "min",
+    "minute",
+    "mm",
+    "mo",
+    "monkey",
+    "month",
+    "mph",
+    "multiple",
+    "newton",
+    "number",
+    "ounce",
+    "oz",
+    "page",
+    "pair",
+    "people",
+    "person",
+    "piece",
+    "pint",
+    "point",
+    "pound",
+    "quart",
+    "question",
+    "rabbit",
+    "ratio",
+    "revolution",
+    "round",
+    "rupee",
+    "sec",
+    "second",
+    "soldier",
+    "solution",
+    "square",
+    "student",
+    "ticket",
+    "tile",
+    "time",
+    "toy",
+    "unit",
+    "usd",
+    "value",
+    "volt",
+    "watt",
+    "way",
+    "week",
 ];
 
-const MORE_UNITS: [&str; 10] =
-    ["woman", "women", "yard", "year", "yr", "am", "pm", "triangle", "tree", "pct"];
+const MORE_UNITS: [&str; 11] = [
+    "woman", "women", "yard", "yd", "year", "yr", "am", "pm", "triangle", "tree", "pct",
+];
 
 /// Words that are an answer of their own where letters would be a product.
 const ANSWERS: [&str; 60] = [
-    "yes", "no", "true", "false", "even", "odd", "east", "west", "north", "south", "northeast",
-    "northwest", "southeast", "southwest", "monday", "tuesday", "wednesday", "thursday", "friday",
-    "saturday", "sunday", "january", "february", "march", "april", "june", "july", "august",
-    "september", "october", "november", "december", "none", "never", "always", "sometimes", "both",
-    "neither", "undefined", "impossible", "infinite", "finite", "positive", "negative", "zero",
-    "circle", "ellipse", "parabola", "hyperbola", "line", "point", "plane", "cone", "sphere",
-    "square", "rectangle", "dne", "red", "blue", "green",
+    "yes",
+    "no",
+    "true",
+    "false",
+    "even",
+    "odd",
+    "east",
+    "west",
+    "north",
+    "south",
+    "northeast",
+    "northwest",
+    "southeast",
+    "southwest",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "january",
+    "february",
+    "march",
+    "april",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+    "none",
+    "never",
+    "always",
+    "sometimes",
+    "both",
+    "neither",
+    "undefined",
+    "impossible",
+    "infinite",
+    "finite",
+    "positive",
+    "negative",
+    "zero",
+    "circle",
+    "ellipse",
+    "parabola",
+    "hyperbola",
+    "line",
+    "point",
+    "plane",
+    "cone",
+    "sphere",
+    "square",
+    "rectangle",
+    "dne",
+    "red",
+    "blue",
+    "green",
 ];
 
 /// Whether a bare word is a unit; plurals are too.
 pub(super) fn is_unit(word: &str) -> bool {
     let lower = word.to_lowercase();
-    let known = |word: &str| {
-        UNITS.contains(&word) || MORE_UNITS.contains(&word)
-    };
+    let known = |word: &str| UNITS.contains(&word) || MORE_UNITS.contains(&word);
     // In capitals only the halves of the day: `AM`, `PM`; in small letters they are products.
     match lower.as_str() {
         "am" | "pm" => return word.chars().all(char::is_uppercase),
         _ => {}
     }
     known(&lower)
-        || lower.strip_suffix("es").is_some_and(|stem| stem.len() > 2 && known(stem))
-        || lower.strip_suffix('s').is_some_and(|stem| stem.len() > 2 && known(stem))
+        || lower
+            .strip_suffix("es")
+            .is_some_and(|stem| stem.len() > 2 && known(stem))
+        || lower
+            .strip_suffix('s')
+            .is_some_and(|stem| stem.len() > 2 && known(stem))
 }
 
 /// Whether a bare word on its own is an answer in words.
@@ -126,22 +285,37 @@ fn meaning(text: &str) -> Meaning {
     let stripped = text.trim().trim_end_matches(['.', ',', ';']).trim();
     let lower = stripped.to_lowercase();
     if lower.is_empty() {
-        return if text.contains([',', ';']) { Meaning::Mathematics } else { Meaning::Nothing };
+        return if text.contains([',', ';']) {
+            Meaning::Mathematics
+        } else {
+            Meaning::Nothing
+        };
     }
     match lower.as_str() {
         "percent" | "percentage" | "pct" | "%" | "\\%" | "percents" => return Meaning::Percent,
         "degree" | "degrees" | "deg" | "°" => return Meaning::Degree,
-        "if" | "when" | "where" | "with" | "for" | "such that" | "provided" | "provided that"
-        | "unless" | "otherwise" | "whenever" => return Meaning::Where(false),
-        "for all" | "for any" | "for every" | "for each" | "for some" | "for real" => {
+        "if" | "when" | "for" | "such that" | "provided" | "provided that" | "unless"
+        | "otherwise" | "whenever" => return Meaning::Where(false),
+        "where" | "with" | "for all" | "for any" | "for every" | "for each" | "for some" => {
             return Meaning::Where(true);
         }
+        ":" => return Meaning::Mathematics,
         _ => {}
     }
-    if is_mathematics(stripped) {
+    // `5 cm` in one text.
+    let head = lower.split_whitespace().next().unwrap_or_default();
+    let number = head.trim_start_matches(['-', '$', '\\']);
+    let counts = number.starts_with(|c: char| c.is_ascii_digit())
+        && number
+            .chars()
+            .all(|c| c.is_ascii_digit() || ".,/:%".contains(c));
+    if counts || is_mathematics(stripped) {
         return Meaning::Mathematics;
     }
-    let words: String = lower.chars().filter(|c| !c.is_whitespace() && !"$\\{}()".contains(*c)).collect();
+    let words: String = lower
+        .chars()
+        .filter(|c| !c.is_whitespace() && !"$\\{}()".contains(*c))
+        .collect();
     if words.is_empty() {
         return Meaning::Nothing;
     }
@@ -179,7 +353,10 @@ pub(super) fn is_prose(text: &str) -> bool {
     }
     let mut long = 0;
     let mut any = 0;
-    for word in text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()) {
+    for word in text
+        .split(|c: char| !c.is_alphabetic())
+        .filter(|word| !word.is_empty())
+    {
         any += 1;
         let connects = ["and", "or"].contains(&word.to_lowercase().as_str());
         if word.chars().count() >= 2 && !connects && super::commands::function(word).is_none() {
