@@ -21,7 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, sample, status, up, verify,
+    check, control, coordinator, learner, logprobs, reward, rollout_worker, sample, status, up,
+    verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -49,6 +50,7 @@ enum Command {
     Control(control::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
+    Reward(reward::Args),
     Verify(verify::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
@@ -85,6 +87,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Control(args) => {
             logging::to_stderr("warn");
             block_on(control::run(&args))
+        }
+        Command::Reward(args) => {
+            logging::to_stderr("warn");
+            block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
         Command::Verify(args) => verify::run(&args),
