@@ -82,10 +82,13 @@ section! {
         /// The user's message; `{field}` stands for a field of the row, `{question}` for the
         /// question, `{{` and `}}` for braces.
         prompt_template: String = String::from("{question}");
-        /// System message; unset: as the model's chat template has it.
+        /// System message; unset: as the chat template has it.
         system_prompt: Option<String> = None;
-        /// Ask through the model's chat template; false: the prompt is the bare text.
+        /// Ask through the chat template; false: the prompt is the bare text.
         chat: bool = true;
+        /// File with a chat template (Jinja, as `transformers` renders it) to use instead of the
+        /// model's own, relative to the config file.
+        chat_template: Option<String> = None;
         /// Problems kept from training, for evaluation; drawn by `run.seed`.
         #[unit = "problems"]
         held_out: usize = 100;
@@ -150,12 +153,24 @@ section! {
 }
 
 choices! {
-    /// How token losses are averaged.
+    /// How token losses become the batch's loss.
     Loss {
-        /// Over a completion's tokens, then over completions.
+        /// Mean over a completion's tokens, then over completions.
         Grpo = "grpo",
-        /// Over all tokens of the batch.
+        /// Mean over all tokens of the batch.
         Dapo = "dapo",
+        /// Sum over all tokens, divided by what they can be at most.
+        DrGrpo = "dr_grpo",
+    }
+}
+
+choices! {
+    /// How rewards become advantages.
+    Advantage {
+        /// Relative to the group's mean, in units of its standard deviation.
+        Group = "group",
+        /// Relative to the group's mean.
+        Unscaled = "unscaled",
     }
 }
 
@@ -163,8 +178,13 @@ section! {
     /// GRPO.
     AlgorithmSection {
         /// `grpo`: mean over a completion's tokens, then over completions; `dapo`: mean over all
-        /// tokens of the batch.
+        /// tokens of the batch; `dr_grpo`: sum over all tokens, divided by the batch's completions
+        /// times sampling.max_tokens, so that a token counts the same in a short completion and in
+        /// a long one (arXiv 2503.20783).
         loss: Loss = Loss::Grpo;
+        /// `group`: (reward - mean) / (std + 1e-4) over the completions of a prompt; `unscaled`:
+        /// reward - mean, as in Dr. GRPO (arXiv 2503.20783).
+        advantage: Advantage = Advantage::Group;
         /// Prompts of one step, each a group.
         #[unit = "prompts"]
         prompts_per_step: u32 = 8;

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::RunConfig;
 
-pub use render::{PromptRenderer, TEMPLATE_TIME};
+pub use render::{PromptRenderer, chat_template};
 pub use template::PromptTemplate;
 
 /// A question whose answer can be checked.
@@ -98,10 +98,18 @@ pub enum DataError {
     },
     /// The model has no chat template.
     #[error(
-        "the model has no chat template; set data.chat = false to ask with the bare text of \
-         data.prompt_template"
+        "the model has no chat template; set data.chat_template to a file, or data.chat = false to \
+         ask with the bare text of data.prompt_template"
     )]
     NoChatTemplate,
+    /// The chat template of the config can't be used.
+    #[error("{path}: the chat template can't be used (data.chat_template)")]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ChatTemplateError,
+    },
     /// A prompt could not be rendered or tokenized.
     #[error("problem {id}: the prompt can't be made")]
     Render {
@@ -110,6 +118,17 @@ pub enum DataError {
         /// Why.
         source: tina_model::ModelError,
     },
+}
+
+/// Why a chat template can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatTemplateError {
+    /// The file can't be read.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// It is not a template.
+    #[error(transparent)]
+    Malformed(#[from] tina_model::ModelError),
 }
 
 /// The prompts of a run.

@@ -352,7 +352,7 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     };
     let source: ModelSource = config.model.source.parse().map_err(failed)?;
     let text = tina_model::open_text(&source).map_err(failed)?;
-    let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
+    let renderer = PromptRenderer::new(config, &text)?;
     let data = DataSet::load(config, &renderer)?;
     Ok((text, data))
 }
