@@ -136,7 +136,10 @@ mod tests {
 
     #[test]
     fn fewer_than_two_judged_completions_have_no_signal() {
-        assert_eq!(group_advantages(&[Some(3.0), None, None], GroupStd), vec![0.0; 3]);
+        assert_eq!(
+            group_advantages(&[Some(3.0), None, None], GroupStd),
+            vec![0.0; 3]
+        );
         assert_eq!(group_advantages(&[None, None], GroupStd), vec![0.0; 2]);
         assert_eq!(group_advantages(&[], GroupStd), Vec::<f64>::new());
     }

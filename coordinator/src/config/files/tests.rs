@@ -69,12 +69,18 @@ fn tables_are_merged_and_lists_replaced() {
     assert_eq!(config.run.name, "top");
     assert_eq!(config.run.steps, 30);
     let learner = &config.learner;
-    assert_eq!((learner.lr, learner.beta1, learner.beta2), (2e-6, 0.8, 0.95));
+    assert_eq!(
+        (learner.lr, learner.beta1, learner.beta2),
+        (2e-6, 0.8, 0.95)
+    );
     assert_eq!(config.reward.len(), 1);
     assert_eq!(config.reward[0].weight, 1.0);
     // The files that it was made of are still configs by themselves.
     let middle = load(&folder.path().join("middle.toml"), &[]).expect("valid");
-    assert_eq!((middle.run.name.as_str(), middle.reward.len()), ("middle", 2));
+    assert_eq!(
+        (middle.run.name.as_str(), middle.reward.len()),
+        ("middle", 2)
+    );
 }
 
 #[test]
@@ -91,7 +97,10 @@ fn a_path_starts_from_the_file_that_it_stands_in() {
     let at = |path: &str| folder.path().join(path).display().to_string();
     assert_eq!(config.data.source, at("mine/own.jsonl"));
     assert_eq!(config.model.source, at("mine/../shared/models/small"));
-    assert_eq!(config.data.chat_template, Some(at("mine/../shared/chat.jinja")));
+    assert_eq!(
+        config.data.chat_template,
+        Some(at("mine/../shared/chat.jinja"))
+    );
     // The command line's start from the file that was named.
     assert_eq!(config.cluster.token_file, Some(at("mine/token")));
 }
@@ -103,7 +112,7 @@ fn an_error_names_the_file_that_it_is_in() {
         ("configs/base.toml", &wrong),
         (
             "configs/top.toml",
-            "extends = \"base.toml\"\n[run]\nstpes = 1\nsteps = 0",
+            "extends = \"base.toml\"\n[run]\nstpes = 1\nkeep_last = 0",
         ),
         ("configs/broken.toml", "extends = \"no.toml\"\n[run\n"),
         ("configs/on_broken.toml", "extends = \"broken.toml\""),
@@ -112,13 +121,16 @@ fn an_error_names_the_file_that_it_is_in() {
         errors(&folder, "configs/top.toml", &["lora.rank=0"]),
         [
             "configs/top.toml:3:1: run.stpes: unknown key; did you mean `steps`?",
-            "configs/top.toml:4:1: run.steps: must be 1 or more",
+            "configs/top.toml:4:1: run.keep_last: must be 1 or more",
             "configs/base.toml:12:1: learner.beta3: unknown key; did you mean `beta2`?",
             "--set lora.rank=0: lora.rank: must be between 1 and 4096",
         ]
     );
     let broken = errors(&folder, "configs/on_broken.toml", &[]);
-    assert!(broken[0].starts_with("configs/broken.toml:2:"), "{broken:?}");
+    assert!(
+        broken[0].starts_with("configs/broken.toml:2:"),
+        "{broken:?}"
+    );
 }
 
 #[test]
@@ -158,7 +170,10 @@ fn a_tower_of_files_is_refused() {
     let files: Vec<_> = (0..20)
         .map(|n| (format!("{n}.toml"), format!("extends = \"{}.toml\"", n + 1)))
         .collect();
-    let files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(n, t)| (n.as_str(), t.as_str()))
+        .collect();
     let tower = folder(&files);
     assert_eq!(
         errors(&tower, "0.toml", &[]),
