@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, sample, status, up,
+    check, control, coordinator, learner, logprobs, reward, rollout_worker, sample, status, up,
 };
 
 /// Why a command failed; printed with its causes.
@@ -49,6 +49,7 @@ enum Command {
     Control(control::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
+    Reward(reward::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
@@ -84,6 +85,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Control(args) => {
             logging::to_stderr("warn");
             block_on(control::run(&args))
+        }
+        Command::Reward(args) => {
+            logging::to_stderr("warn");
+            block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
         Command::Sample(args) => {

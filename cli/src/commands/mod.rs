@@ -5,6 +5,7 @@ pub(crate) mod control;
 pub(crate) mod coordinator;
 pub(crate) mod learner;
 pub(crate) mod logprobs;
+pub(crate) mod reward;
 pub(crate) mod rollout_worker;
 pub(crate) mod sample;
 pub(crate) mod status;

@@ -284,10 +284,9 @@ pub async fn run(
         run_dir: folder.path().to_owned(),
     });
 
-    let rewards = config.rewards()?;
     let prompts = Prompts::new(&config, data, &text.stop_token_ids);
     let tokenizer = Arc::new(text.tokenizer);
-    let scorer = Scorer::new(tokenizer, rewards, config.eval_reward());
+    let scorer = Scorer::start(&config, Some(&folder.logs()))?;
     let launch = options.launch && config.cluster.launch;
     let scheduler = Scheduler::new(plan(&config, launch), resumed.restored);
     let history = History::new(resumed.tail, resumed.evals);
@@ -316,6 +315,7 @@ pub async fn run(
         base: resumed.counters,
         journal: journal.clone(),
         scorer,
+        tokenizer,
         prompts,
         shelf,
         shared,
