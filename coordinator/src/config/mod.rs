@@ -27,15 +27,16 @@ use std::{
 pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AdapterTransport, Advantage, AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype,
-    EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged, RewardCompat,
-    RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
-    SamplingSection, WorkerSection,
+    AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection,
+    DataSection, Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged,
+    RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
+    SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
 use tina_proto::auth::{TokenError, read_token};
 
+use crate::data::Source;
 use files::Files;
 use schema::{FromNode as _, Reader, Section as _};
 use tree::{Node, Place, Tree};
@@ -306,6 +307,27 @@ impl RunConfig {
         Path::new(&self.run.dir).join(&self.run.name)
     }
 
+    /// Turns `data.epochs` into steps, now that the number of problems to train on is known: from
+    /// here on `run.steps` alone says when the run ends. Without `data.epochs` nothing changes.
+    pub fn settle_steps(&mut self, problems: usize) {
+        let Some(epochs) = self.data.epochs.take() else {
+            return;
+        };
+        let per_step = f64::from(self.algorithm.prompts_per_step.max(1));
+        // 0.1 x 170 prompts are 17, whatever floats make of it.
+        let steps = (epochs * problems as f64 / per_step - 1e-9).ceil().max(1.0) as u64;
+        self.run.steps = match self.run.steps {
+            0 => steps,
+            limit => limit.min(steps),
+        };
+        self.fill_schedule();
+    }
+
+    fn fill_schedule(&mut self) {
+        let schedule = *self.learner.schedule_steps.get_or_insert(self.run.steps);
+        self.learner.warmup_steps.get_or_insert(schedule / 10);
+    }
+
     /// Fills in what follows from other keys, and makes paths absolute: each from the folder of the
     /// file that it was written in.
     fn resolve(&mut self, files: &Files, reader: &Reader) {
@@ -314,8 +336,23 @@ impl RunConfig {
             *path = folder.join(&*path).display().to_string();
         };
         let data = &mut self.data;
-        if !data.source.starts_with("arithmetic:") && !data.source.is_empty() {
-            in_folder("data.source", &mut data.source);
+        let sources = data.sources.iter_mut().enumerate();
+        let sources = sources
+            .map(|(at, source)| (format!("data.sources.{at}.source"), &mut source.source))
+            .chain(
+                data.source
+                    .iter_mut()
+                    .map(|s| ("data.source".to_owned(), s)),
+            )
+            .chain(
+                data.held_out_source
+                    .iter_mut()
+                    .map(|s| ("data.held_out_source".to_owned(), s)),
+            );
+        for (key, source) in sources {
+            if Source::is_local(source) {
+                in_folder(&key, source);
+            }
         }
         if let Ok(ModelSource::Folder(_) | ModelSource::Gguf(_)) = self.model.source.parse() {
             in_folder("model.source", &mut self.model.source);
@@ -334,8 +371,12 @@ impl RunConfig {
             }
         }
 
-        let schedule = *self.learner.schedule_steps.get_or_insert(self.run.steps);
-        self.learner.warmup_steps.get_or_insert(schedule / 10);
+        match self.data.epochs {
+            // Known when the problems are.
+            Some(_) if reader.place_of("run.steps").is_none() => self.run.steps = 0,
+            Some(_) => {}
+            None => self.fill_schedule(),
+        }
         self.eval.problems.get_or_insert(self.data.held_out);
         self.eval.max_tokens.get_or_insert(self.sampling.max_tokens);
         for worker in &mut self.rollout.workers {
