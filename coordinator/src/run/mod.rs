@@ -78,6 +78,8 @@ pub struct RunSummary {
     pub accuracy_after: Option<f64>,
     /// Steps done.
     pub steps: u64,
+    /// Steps that the run has in all.
+    pub planned_steps: u64,
     /// Time that the run went, all its starts together.
     pub seconds: f64,
     /// Tokens sampled.
@@ -105,7 +107,7 @@ pub async fn run(
     mut shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
     let started = std::time::Instant::now();
-    let config = Arc::new(options.config);
+    let mut config = options.config;
     let folder = Folder::claim(&config, options.resume, options.overwrite)?;
     // Known now rather than after a long load; but a port on which nobody answers yet would have
     // those who dial wait, so it is let go again.
@@ -124,6 +126,11 @@ pub async fn run(
         Ok(_) = shutdown.wait_for(|count| *count > 0) => return Err(CoordinatorError::NotBegun),
     };
     let _ = events.send(RunEvent::Note(data.summary()));
+    for row in data.report().first_bad() {
+        let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
+    }
+    config.settle_steps(data.train_len());
+    let config = Arc::new(config);
     let longest = longest_sequence(&config, &text, &data)?;
     let doors = Doors::bind(&config.cluster).await?;
 
@@ -264,7 +271,7 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     };
     let source: ModelSource = config.model.source.parse().map_err(failed)?;
     let text = tina_model::open_text(&source).map_err(failed)?;
-    let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
+    let renderer = PromptRenderer::new(config, &text)?;
     let data = DataSet::load(config, &renderer)?;
     Ok((text, data))
 }
