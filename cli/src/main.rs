@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use commands::{
     check, control, coordinator, data, learner, logprobs, rollout_worker, sample, status, up,
+    verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -50,6 +51,7 @@ enum Command {
     Control(control::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
+    Verify(verify::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
@@ -91,6 +93,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             logging::to_stderr("warn");
             data::run(&args)
         }
+        Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -10,6 +10,7 @@ pub(crate) mod rollout_worker;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod up;
+pub(crate) mod verify;
 
 /// A name for a role started by hand: unique by host and process.
 pub(crate) fn default_id(role: &str) -> String {

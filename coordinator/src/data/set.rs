@@ -7,6 +7,7 @@ use std::{
 
 use rand::{SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -420,23 +421,28 @@ impl<'a> Sieve<'a> {
         number: usize,
         report: &mut SourceReport,
     ) -> Result<Vec<Arc<Prompt>>, DataError> {
-        let mut prompts = Vec::new();
+        let mut distinct: Vec<&Problem> = Vec::new();
         for problem in &source.read.problems {
             let (prompt, question) = (problem.prompt.as_str(), problem.question.as_str());
             if self.asked.contains(prompt) || self.asked.contains(question) {
                 report.in_held_out += 1;
-                continue;
-            }
-            if let Some(answer) = self.before(problem, number) {
+            } else if let Some(answer) = self.before(problem, number) {
                 report.repeated += 1;
                 report.conflicting += usize::from(answer != problem.answer);
-                continue;
+            } else {
+                self.prompts.insert(prompt, &problem.answer);
+                let first = (number, problem.answer.as_str());
+                self.questions.entry(question).or_insert(first);
+                distinct.push(problem);
             }
-            self.prompts.insert(prompt, &problem.answer);
-            self.questions
-                .entry(question)
-                .or_insert((number, &problem.answer));
-            let prompt = (self.render)(problem, source.system.as_deref())?;
+        }
+        let system = source.system.as_deref();
+        let rendered = distinct
+            .par_iter()
+            .map(|problem| (self.render)(problem, system));
+        let rendered: Vec<Prompt> = rendered.collect::<Result<_, DataError>>()?;
+        let mut prompts = Vec::with_capacity(rendered.len());
+        for prompt in rendered {
             let length = prompt.tokens.len();
             self.lengths.push(u32::try_from(length).unwrap_or(u32::MAX));
             if length < *self.bounds.start() {
