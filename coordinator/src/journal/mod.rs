@@ -126,9 +126,9 @@ pub struct Counters {
 /// What is to be written.
 #[derive(Debug)]
 pub enum Write {
-    /// The version that the run starts from.
+    /// A version that no step made: the one that the run starts from, or one that is given.
     Start {
-        /// Version 0.
+        /// Version 0, or a given one.
         version: Version,
         /// The base model's digest.
         model_digest: String,

@@ -415,6 +415,7 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         } else {
             0
         },
+        given: Vec::new(),
         probe_tolerance: PROBE_TOLERANCE,
     }
 }
