@@ -5,6 +5,7 @@
 //! - [`data`]: the problems.
 //! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
 //! - [`journal`]: what a run must not lose, in SQLite.
+//! - [`report`]: one page about a run, from its journal.
 //! - [`scoring`]: from a completion's tokens to its rewards.
 //! - [`services`]: the doors: gRPC streams, adapters, status, control.
 //! - [`status`]: records and reports.
@@ -13,6 +14,7 @@
 pub mod config;
 pub mod data;
 pub mod journal;
+pub mod report;
 mod run;
 pub mod scheduler;
 pub mod scoring;
@@ -20,4 +22,7 @@ pub mod services;
 pub mod status;
 pub mod supervise;
 
-pub use run::{ADDRESS_FILE, CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, run};
+pub use run::{
+    ADDRESS_FILE, CONFIG_FILE, CoordinatorError, CoordinatorOptions, JOURNAL_FILE, RunEvent,
+    RunSummary, run,
+};
