@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tina_coordinator::{
     CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, config::RunConfig,
+    statistics::Estimate,
 };
 use tina_proto::v1::Phase;
 use tokio::{
@@ -37,7 +38,9 @@ pub(crate) struct RunArgs {
 #[derive(Serialize)]
 struct Report {
     accuracy_before: Option<f64>,
+    accuracy_before_interval: Option<[f64; 2]>,
     accuracy_after: Option<f64>,
+    accuracy_after_interval: Option<[f64; 2]>,
     steps: u64,
     seconds: f64,
     tokens: u64,
@@ -169,9 +172,13 @@ async fn show(
 }
 
 fn report(summary: RunSummary) -> Report {
+    let mean = |accuracy: Estimate| accuracy.mean;
+    let interval = |accuracy: Estimate| [accuracy.low, accuracy.high];
     Report {
-        accuracy_before: summary.accuracy_before,
-        accuracy_after: summary.accuracy_after,
+        accuracy_before: summary.accuracy_before.map(mean),
+        accuracy_before_interval: summary.accuracy_before.map(interval),
+        accuracy_after: summary.accuracy_after.map(mean),
+        accuracy_after_interval: summary.accuracy_after.map(interval),
         steps: summary.steps,
         seconds: (summary.seconds * 10.0).round() / 10.0,
         tokens: summary.tokens,
@@ -182,11 +189,8 @@ fn report(summary: RunSummary) -> Report {
 
 /// The end of the run, in words.
 fn tell(summary: &RunSummary, config: &RunConfig) {
-    let percent = |share: Option<f64>| {
-        share.map_or_else(
-            || "not measured".to_owned(),
-            |share| format!("{:.1} %", 100.0 * share),
-        )
+    let percent = |accuracy: Option<Estimate>| {
+        accuracy.map_or_else(|| "not measured".to_owned(), words::percent)
     };
     println!();
     if summary.stopped_early {

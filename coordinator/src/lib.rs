@@ -7,6 +7,7 @@
 //! - [`journal`]: what a run must not lose, in SQLite.
 //! - [`report`]: one page about a run, from its journal.
 //! - [`scoring`]: from a completion's tokens to its rewards.
+//! - [`statistics`]: pass@1, pass@k and differences with intervals.
 //! - [`services`]: the doors: gRPC streams, adapters, status, control.
 //! - [`status`]: records and reports.
 //! - [`supervise`]: the processes of this machine.
@@ -19,6 +20,7 @@ mod run;
 pub mod scheduler;
 pub mod scoring;
 pub mod services;
+pub mod statistics;
 pub mod status;
 pub mod supervise;
 

@@ -10,6 +10,7 @@ use crate::{
         Snapshot,
         types::{EvalDone, Scored, StepDone},
     },
+    statistics::{self, Estimate, Tally},
 };
 
 /// Steps that a report shows.
@@ -115,19 +116,58 @@ fn reward_records<'a>(all: impl Iterator<Item = &'a Arc<Scored>>) -> Vec<v1::Rew
         .collect()
 }
 
-/// What an evaluation was.
-pub fn eval_record(done: &EvalDone) -> v1::EvalRecord {
-    let all = &done.completions;
+/// What an evaluation was; `reward` is the one that said what is right. A completion that it could
+/// not judge counts as wrong, and apart.
+pub fn eval_record(done: &EvalDone, reward: &str) -> v1::EvalRecord {
+    let judged = |scored: &Scored| {
+        let mut of_it = scored.rewards.iter().filter(|value| &*value.name == reward);
+        of_it.all(|value| value.value.is_some())
+    };
+    let all = || done.groups.iter().flatten();
+    let tallies: Vec<Tally> = done.groups.iter().map(|group| tally(group)).collect();
+    let samples = tallies.iter().map(|tally| tally.samples).min().unwrap_or(0);
+    let accuracy = statistics::pass_at_1(&tallies);
+    let pass_at_k = |k| {
+        let Estimate { mean, low, high } = statistics::pass_at_k(&tallies, k)?;
+        let value = mean;
+        Some(v1::PassAtK {
+            k,
+            value,
+            low,
+            high,
+        })
+    };
     v1::EvalRecord {
         step: done.version.step,
-        problems: all.len() as u32,
-        accuracy: mean(all.iter().map(|scored| f64::from(scored.correct))),
-        completion_tokens_mean: mean(
-            all.iter()
-                .map(|scored| scored.completion.tokens.len() as f64),
-        ),
+        problems: done.groups.len() as u32,
+        accuracy: accuracy.mean,
+        completion_tokens_mean: mean(all().map(|scored| scored.completion.tokens.len() as f64)),
         seconds: done.seconds.as_secs_f64(),
-        truncated_share: truncated_share(all.iter()),
+        truncated_share: truncated_share(all()),
+        samples,
+        accuracy_low: accuracy.low,
+        accuracy_high: accuracy.high,
+        not_judged: all().filter(|scored| !judged(scored)).count() as u32,
+        tokens: all()
+            .map(|scored| scored.completion.tokens.len() as u64)
+            .sum(),
+        pass_at_k: statistics::powers(samples).filter_map(pass_at_k).collect(),
+    }
+}
+
+/// The accuracy of an evaluation, with its interval.
+pub fn accuracy_of(record: &v1::EvalRecord) -> Estimate {
+    Estimate {
+        mean: record.accuracy,
+        low: record.accuracy_low,
+        high: record.accuracy_high,
+    }
+}
+
+fn tally(group: &[Arc<Scored>]) -> Tally {
+    Tally {
+        samples: group.len() as u32,
+        correct: group.iter().filter(|scored| scored.correct).count() as u32,
     }
 }
 

@@ -262,8 +262,14 @@ section! {
         /// Evaluate every so many steps too; 0: never.
         #[unit = "steps"]
         every: u64 = 0;
+        /// Completions of a problem; accuracy is the mean over them, and over the problems. Greedy
+        /// ones are all the same, so more than 1 needs a temperature.
+        #[unit = "completions"]
+        samples: u32 = 1;
         /// 0: greedy.
         temperature: f64 = 0.0;
+        /// As sampling.top_p; unset: that.
+        top_p: Option<f64> = None;
         /// Longest completion; unset: sampling.max_tokens.
         #[unit = "tokens"]
         max_tokens: Option<u32> = None;

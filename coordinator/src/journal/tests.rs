@@ -101,7 +101,7 @@ async fn a_run_is_restored_as_it_was_left() {
         ..Default::default()
     };
     journal.write(Write::Eval {
-        record,
+        record: record.clone(),
         counters: Counters::default(),
     });
     let record_1 = v1::EvalRecord { step: 1, ..record };

@@ -27,6 +27,7 @@ use crate::{
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
     services::{AdapterStore, DoorError, Doors, Limits, Shared},
+    statistics::Estimate,
     status::History,
     supervise::{Role, Supervisor},
 };
@@ -71,10 +72,10 @@ pub enum RunEvent {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// Share of held-out problems solved before the first step.
-    pub accuracy_before: Option<f64>,
+    /// pass@1 on the held-out problems before the first step.
+    pub accuracy_before: Option<Estimate>,
     /// The same after the newest step.
-    pub accuracy_after: Option<f64>,
+    pub accuracy_after: Option<Estimate>,
     /// Steps done.
     pub steps: u64,
     /// Time that the run went, all its starts together.
@@ -398,6 +399,7 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         groups_per_step: config.algorithm.prompts_per_step,
         samples_per_group: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
+        eval_samples: config.eval.samples,
         eval_before: config.eval.before,
         eval_after: config.eval.after,
         eval_every: config.eval.every,
@@ -429,6 +431,7 @@ fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
         groups: config.algorithm.prompts_per_step,
         samples: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
+        eval_samples: config.eval.samples,
     }
 }
 
@@ -475,12 +478,14 @@ fn adapter_bytes(config: &RunConfig, model: &ModelConfig) -> u64 {
     weights + (1 << 20)
 }
 
-/// The step with the highest accuracy, the later of equals.
+/// The step whose accuracy has the highest lower end: the best that can be relied on. The later of
+/// equals.
 fn best_step(evals: &[v1::EvalRecord]) -> Option<u64> {
+    let low = |record: &v1::EvalRecord| record.accuracy_low;
     evals
         .iter()
         .filter(|record| record.step > 0)
-        .max_by(|a, b| a.accuracy.total_cmp(&b.accuracy).then(a.step.cmp(&b.step)))
+        .max_by(|a, b| low(a).total_cmp(&low(b)).then(a.step.cmp(&b.step)))
         .map(|record| record.step)
 }
 

@@ -187,10 +187,14 @@ impl Shell {
                 self.parts.journal.write(Write::Step { record, counters });
             }
             Command::RecordEval(done) => {
-                self.count_sampled(&done.completions);
-                let (record, counters) = (eval_record(&done), self.counters());
-                self.parts.history.eval(record);
-                self.parts.journal.write(Write::Eval { record, counters });
+                self.count_sampled(done.groups.iter().flatten());
+                let reward = self.parts.config.eval.reward.as_deref().unwrap_or_default();
+                let (record, counters) = (eval_record(&done, reward), self.counters());
+                self.parts.history.eval(record.clone());
+                self.parts.journal.write(Write::Eval {
+                    record: record.clone(),
+                    counters,
+                });
                 if let Some(step) = best_step(&self.parts.history.evals) {
                     self.parts.shelf.best(step);
                 }

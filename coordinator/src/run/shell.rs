@@ -32,7 +32,7 @@ use crate::{
     },
     scoring::Scorer,
     services::{Inbound, Outbox, Shared},
-    status::History,
+    status::{History, accuracy_of},
     supervise::GaveUp,
 };
 
@@ -396,7 +396,7 @@ impl Shell {
                 .evals
                 .iter()
                 .find(|record| record.step == step)
-                .map(|record| record.accuracy)
+                .map(accuracy_of)
         };
         Ok(RunSummary {
             accuracy_before: accuracy(0),

@@ -399,7 +399,7 @@ impl Scheduler {
     fn early_limit(&self) -> usize {
         let plan = &self.plan;
         (plan.groups_per_step as usize * plan.samples_per_group as usize)
-            .max(plan.eval_problems as usize)
+            .max(plan.eval_problems as usize * plan.eval_samples as usize)
     }
 
     pub(super) fn sample_failed(

@@ -318,7 +318,7 @@ impl Scheduler {
         let Some(policy) = &self.policy else { return };
         let (groups, per_group) = match id.purpose() {
             Purpose::Train => (self.plan.groups_per_step, self.plan.samples_per_group),
-            Purpose::Eval => (self.plan.eval_problems, 1),
+            Purpose::Eval => (self.plan.eval_problems, self.plan.eval_samples),
         };
         let mut round = Round::new(id, policy.version, groups, per_group, self.now);
         self.restored.retain(|scored| !round.restore(scored));
@@ -358,7 +358,7 @@ impl Scheduler {
             out.push(Command::RecordEval(Box::new(EvalDone {
                 version: round.version,
                 seconds: self.now - round.opened,
-                completions: round.batch().into_iter().flatten().collect(),
+                groups: round.batch(),
             })));
         }
         true

@@ -197,6 +197,8 @@ pub struct Plan {
     pub samples_per_group: u32,
     /// Held-out problems; 0: no evaluation.
     pub eval_problems: u32,
+    /// Completions of a problem in an evaluation.
+    pub eval_samples: u32,
     /// Evaluate before the first step.
     pub eval_before: bool,
     /// Evaluate after the last step.
@@ -394,8 +396,8 @@ pub struct EvalDone {
     pub version: Version,
     /// Wall time from the first prompt to the last verdict.
     pub seconds: Duration,
-    /// One completion a problem, in the problems' order.
-    pub completions: Vec<Arc<Scored>>,
+    /// Problems in order, completions in order.
+    pub groups: Vec<Vec<Arc<Scored>>>,
 }
 
 /// What the shell is to do.

@@ -255,7 +255,7 @@ impl Simulation {
             Command::Record(scored) => self.write(Write::Completion(scored)),
             Command::RecordStep(done) => self.write(Write::Step(done.version, done.groups)),
             Command::RecordEval(done) => {
-                self.write(Write::Eval(done.version, done.completions.len()));
+                self.write(Write::Eval(done.version, done.groups));
             }
             Command::Rollback { version } => {
                 assert!(

@@ -35,6 +35,7 @@ fn plan(rng: &mut ChaCha8Rng) -> Plan {
         groups_per_step: rng.random_range(1..9),
         samples_per_group: rng.random_range(1..9),
         eval_problems: rng.random_range(0..20),
+        eval_samples: rng.random_range(1..4),
         eval_before: true,
         eval_after: true,
         eval_every: rng.random_range(0..3),
