@@ -5,6 +5,7 @@
 //! - [`data`]: the problems.
 //! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
 //! - [`journal`]: what a run must not lose, in SQLite.
+//! - [`report`]: one page about a run, from its journal.
 //! - [`scoring`]: from a completion's tokens to its rewards.
 //! - [`statistics`]: pass@1, pass@k and differences with intervals.
 //! - [`services`]: the doors: gRPC streams, adapters, status, control.
@@ -14,6 +15,7 @@
 pub mod config;
 pub mod data;
 pub mod journal;
+pub mod report;
 mod run;
 pub mod scheduler;
 pub mod scoring;
@@ -22,4 +24,7 @@ pub mod statistics;
 pub mod status;
 pub mod supervise;
 
-pub use run::{ADDRESS_FILE, CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, run};
+pub use run::{
+    ADDRESS_FILE, CONFIG_FILE, CoordinatorError, CoordinatorOptions, JOURNAL_FILE, RunEvent,
+    RunSummary, run,
+};

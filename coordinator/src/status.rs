@@ -23,9 +23,15 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-/// What a step was, for journal, metrics and people. The `coordinator`'s own work is that of this
-/// step; `cost_usd` the run's so far.
-pub fn step_record(done: &StepDone, coordinator: Duration, cost_usd: f64) -> v1::StepRecord {
+/// What a step was, for journal, metrics and people. The counters are those at the record of the
+/// step `before` and `now`; `cost_usd` is the run's so far.
+pub fn step_record(
+    done: &StepDone,
+    before: &Counters,
+    now: &Counters,
+    cost_usd: f64,
+) -> v1::StepRecord {
+    let since = |of: fn(&Counters) -> Duration| of(now).saturating_sub(of(before)).as_secs_f64();
     let all = || done.groups.iter().flatten();
     // Statistics are over completions that could be judged; the others took no part.
     let judged = || {
@@ -61,7 +67,9 @@ pub fn step_record(done: &StepDone, coordinator: Duration, cost_usd: f64) -> v1:
         cost_usd,
         learner: Some(done.metrics),
         version: Some(done.version.to_wire()),
-        seconds_coordinator: coordinator.as_secs_f64(),
+        seconds_coordinator: since(|counters| counters.coordinator),
+        seconds_learner_wait: since(|counters| counters.learner_wait),
+        seconds_rollout_wait: since(|counters| counters.rollout_wait),
     }
 }
 
@@ -294,7 +302,25 @@ mod tests {
                 vec![scored(1.0, true, 5, cut), scored(9.0, false, 5, stop)],
             ],
         };
-        let record = step_record(&done, Duration::ZERO, 0.0);
+        let before = Counters {
+            coordinator: Duration::from_secs(7),
+            learner_wait: Duration::from_secs(9),
+            ..Counters::default()
+        };
+        let now = Counters {
+            coordinator: Duration::from_secs(8),
+            learner_wait: Duration::from_secs(12),
+            ..Counters::default()
+        };
+        let record = step_record(&done, &before, &now, 0.0);
+        assert_eq!(
+            (
+                record.seconds_coordinator,
+                record.seconds_learner_wait,
+                record.seconds_rollout_wait
+            ),
+            (1.0, 3.0, 0.0)
+        );
         assert!((record.reward_mean - 2.0 / 3.0).abs() < 1e-12);
         assert!((record.reward_std - (2.0f64 / 9.0).sqrt()).abs() < 1e-12);
         assert_eq!(record.groups_without_signal, 0.5);

@@ -5,9 +5,11 @@
 //! `synchronous = NORMAL`: what is committed survives the death of any process at any moment; a
 //! power cut may cost the last transactions, but never the database.
 //!
-//! - [`Journal`]: the handle. `store`: statements. `fingerprint`: whose journal it is.
+//! - [`Journal`]: the handle. [`Reader`]: for those who only look. `store`: statements.
+//!   `fingerprint`: whose journal it is.
 
 mod fingerprint;
+mod reader;
 mod store;
 
 use std::{
@@ -21,6 +23,7 @@ use std::{
 use tina_proto::v1;
 use tokio::sync::oneshot;
 
+pub use self::reader::{Answer, EvalPrompt, Reader};
 use self::store::Store;
 use crate::{
     config::RunConfig,
@@ -402,6 +405,8 @@ fn metrics(record: &v1::StepRecord) -> BTreeMap<String, f64> {
         ("seconds_sync", record.seconds_sync),
         ("seconds_total", record.seconds_total),
         ("seconds_coordinator", record.seconds_coordinator),
+        ("seconds_learner_wait", record.seconds_learner_wait),
+        ("seconds_rollout_wait", record.seconds_rollout_wait),
         ("cost_usd", record.cost_usd),
         ("loss", learner.loss),
         ("kl", learner.kl),

@@ -13,15 +13,18 @@ use crate::{config::RunConfig, journal};
 /// File in a run's folder with the address of its coordinator, while there is one.
 pub const ADDRESS_FILE: &str = "coordinator.addr";
 
-/// The journal's file.
-const JOURNAL: &str = "run.db";
+/// File in a run's folder with its journal.
+pub const JOURNAL_FILE: &str = "run.db";
+
+/// File in a run's folder with its resolved config.
+pub const CONFIG_FILE: &str = "config.toml";
 
 /// All that a run leaves in its folder.
 const PARTS: [&str; 8] = [
-    JOURNAL,
+    JOURNAL_FILE,
     "run.db-wal",
     "run.db-shm",
-    "config.toml",
+    CONFIG_FILE,
     ADDRESS_FILE,
     "adapters",
     "checkpoints",
@@ -49,7 +52,7 @@ impl Folder {
             let path = path.to_owned();
             move |source| CoordinatorError::File { path, source }
         };
-        if resume && !given.join(JOURNAL).exists() {
+        if resume && !given.join(JOURNAL_FILE).exists() {
             return Err(CoordinatorError::NoRun { run_dir: given });
         }
         fs::create_dir_all(&given).map_err(at(&given))?;
@@ -107,7 +110,7 @@ impl Folder {
                 return Err(CoordinatorError::File { path, source });
             }
         }
-        self.replace("config.toml", &config.to_toml())
+        self.replace(CONFIG_FILE, &config.to_toml())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -115,7 +118,7 @@ impl Folder {
     }
 
     pub(super) fn journal(&self) -> PathBuf {
-        self.path.join(JOURNAL)
+        self.path.join(JOURNAL_FILE)
     }
 
     pub(super) fn adapters(&self) -> PathBuf {

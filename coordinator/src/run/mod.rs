@@ -32,7 +32,7 @@ use crate::{
     supervise::{Role, Supervisor},
 };
 
-pub use self::folder::ADDRESS_FILE;
+pub use self::folder::{ADDRESS_FILE, CONFIG_FILE, JOURNAL_FILE};
 
 /// How a run is started.
 #[derive(Clone, Debug)]

@@ -179,9 +179,8 @@ impl Shell {
                 self.count_sampled(done.groups.iter().flatten());
                 self.tokens_trained += done.metrics.tokens_trained;
                 let counters = self.counters();
-                let own = counters.coordinator.saturating_sub(self.coordinator_before);
-                self.coordinator_before = counters.coordinator;
-                let record = step_record(&done, own, self.cost(&counters));
+                let before = std::mem::replace(&mut self.at_last_step, counters);
+                let record = step_record(&done, &before, &counters, self.cost(&counters));
                 self.parts.history.step(record.clone());
                 let record = Box::new(record);
                 self.tell(RunEvent::Step(record.clone()));

@@ -94,8 +94,8 @@ pub(super) struct Shell {
     pub(super) tokens_trained: u64,
     /// Tokens of the rounds recorded since the start.
     pub(super) tokens_sampled: u64,
-    /// The coordinator's work up to the last step.
-    pub(super) coordinator_before: Duration,
+    /// As of the last step's record, or the start.
+    pub(super) at_last_step: Counters,
     pub(super) saved: Option<Version>,
     /// The version whose adapter the store may not drop.
     pinned: Option<Version>,
@@ -114,7 +114,7 @@ impl Shell {
             busy_elsewhere: Arc::default(),
             tokens_trained: 0,
             tokens_sampled: 0,
-            coordinator_before: Duration::ZERO,
+            at_last_step: parts.base,
             saved: None,
             pinned: None,
             broadcasts: Broadcasts::default(),

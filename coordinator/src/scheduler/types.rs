@@ -68,6 +68,9 @@ pub struct RoundId(u64);
 const GROUP_BITS: u32 = 24;
 
 impl RoundId {
+    /// A round has fewer groups than this.
+    pub const GROUPS: u32 = 1 << GROUP_BITS;
+
     /// The batch of step `step` (steps count from 1).
     pub fn train(step: u64) -> Self {
         Self(step << 1)
