@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, sample, status, up,
+    check, control, coordinator, learner, logprobs, rollout_worker, runs, sample, status, up,
 };
 
 /// Why a command failed; printed with its causes.
@@ -47,6 +47,7 @@ enum Command {
     Check(check::Args),
     Status(status::Args),
     Control(control::Args),
+    Run(runs::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
     Coordinator(coordinator::Args),
@@ -86,6 +87,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(control::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Run(args) => runs::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -160,5 +160,8 @@ impl Reader {
 /// First and last group that an evaluation can have.
 fn groups(step: u64) -> [i64; 2] {
     let round = RoundId::eval(step);
-    [round.group(0) as i64, round.group(RoundId::GROUPS - 1) as i64]
+    [
+        round.group(0) as i64,
+        round.group(RoundId::GROUPS - 1) as i64,
+    ]
 }

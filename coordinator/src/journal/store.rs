@@ -7,7 +7,9 @@ use std::{
 };
 
 use prost::Message as _;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params,
+};
 use serde_json::{Map, Value};
 use tina_proto::v1;
 
@@ -46,7 +48,9 @@ impl Store {
             };
             store.db.busy_timeout(Duration::from_secs(5))?;
             // One transaction for all that is read: steps and completions of the same moment.
-            store.db.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema")?;
+            store
+                .db
+                .execute_batch("BEGIN; SELECT 1 FROM sqlite_schema")?;
             Ok(store)
         };
         let uri = read_only_uri(path);

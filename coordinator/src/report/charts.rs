@@ -137,10 +137,16 @@ fn accuracy(report: &Report) -> Chart {
         hue: 0,
         points: points.collect(),
     };
-    let mut chart = chart("Accuracy on held-out problems, 95 % intervals", "%", vec![layer]);
+    let mut chart = chart(
+        "Accuracy on held-out problems, 95 % intervals",
+        "%",
+        vec![layer],
+    );
     chart.from_zero = false;
-    if let (Some(best), true) = (report.best, report.evaluations.len() > 1) {
-        chart.marks.push((best as f64, format!("best, step {best}")));
+    if let Some(best) = report.best {
+        chart
+            .marks
+            .push((best as f64, format!("best, step {best}")));
     }
     chart
 }
@@ -169,7 +175,10 @@ fn rewards(report: &Report) -> Vec<Chart> {
             .collect::<Vec<_>>()
     };
     let parts = [
-        (Role::Accuracy, "Accuracy reward, by which evaluation counts"),
+        (
+            Role::Accuracy,
+            "Accuracy reward, by which evaluation counts",
+        ),
         (Role::Format, "Format rewards"),
         (Role::Other, "Other rewards"),
     ];
@@ -217,9 +226,10 @@ fn signal(report: &Report) -> Chart {
         ("truncated completions", |step| step.truncated_share),
         ("verdicts not given", |step| step.not_judged_share),
     ];
-    let layers = shares.into_iter().enumerate().flat_map(|(hue, (name, of))| {
-        smoothed(name, hue, points(report, |step| 100.0 * of(step)))
-    });
+    let layers = shares
+        .into_iter()
+        .enumerate()
+        .flat_map(|(hue, (name, of))| smoothed(name, hue, points(report, |step| 100.0 * of(step))));
     chart("What a step can't learn from", "%", layers.collect())
 }
 
@@ -239,7 +249,9 @@ fn learning(report: &Report) -> Vec<Chart> {
         .map(|(hue, (title, unit, from_zero, of))| {
             let points = points(report, of);
             // 0 throughout: it isn't computed (kl_beta = 0).
-            let idle = points.iter().all(|(_, value)| *value == 0.0 || value.is_nan());
+            let idle = points
+                .iter()
+                .all(|(_, value)| *value == 0.0 || value.is_nan());
             let layers = if idle {
                 Vec::new()
             } else {
@@ -277,12 +289,15 @@ fn waits(report: &Report) -> Chart {
         ("rollout slots held back", |step| step.seconds_rollout_wait),
         ("coordinator's own work", |step| step.seconds_coordinator),
     ];
-    let layers = waits.into_iter().enumerate().filter_map(|(hue, (name, of))| {
-        let points = points(report, of);
-        // 0 throughout: a journal from before these were kept.
-        let kept = points.iter().any(|(_, value)| *value > 0.0);
-        kept.then(|| smoothed(name, hue, points))
-    });
+    let layers = waits
+        .into_iter()
+        .enumerate()
+        .filter_map(|(hue, (name, of))| {
+            let points = points(report, of);
+            // 0 throughout: a journal from before these were kept.
+            let kept = points.iter().any(|(_, value)| *value > 0.0);
+            kept.then(|| smoothed(name, hue, points))
+        });
     chart(
         "Who waits, evaluations in between included",
         "s a step",

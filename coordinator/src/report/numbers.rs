@@ -31,7 +31,8 @@ pub struct Report {
     pub rewards: Vec<RewardFacts>,
     /// All evaluations, in order.
     pub evaluations: Vec<Evaluation>,
-    /// The evaluated step with the highest lower end of its interval; of equals the first.
+    /// The evaluated checkpoint with the highest lower end of its interval; of equals the last, as
+    /// the run itself keeps it. The base model (step 0) is none.
     pub best: Option<u64>,
     /// What the evaluations say of single problems.
     pub problems: Option<Problems>,
@@ -74,6 +75,11 @@ pub struct Evaluation {
     pub low: f64,
     /// Upper end.
     pub high: f64,
+    /// The chance that at least one of k completions is right, for k = 1, 2, 4, …, where the
+    /// record has it.
+    pub pass_at_k: Vec<PassAtK>,
+    /// Completions that could not be judged; they count as wrong. 0 in records that don't have it.
+    pub not_judged: u32,
     /// Mean length of a completion.
     pub tokens_mean: f64,
     /// Share of completions cut off by the token limit.
@@ -82,6 +88,19 @@ pub struct Evaluation {
     pub seconds: f64,
     /// What the run had cost until then; NaN without a price.
     pub cost_usd: f64,
+}
+
+/// pass@k with its 95 % interval over problems.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PassAtK {
+    /// Completions, of which one must be right.
+    pub k: u32,
+    /// Mean over problems.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
 }
 
 /// A curve and where it turned.
@@ -241,7 +260,11 @@ pub fn report(data: &RunData) -> Report {
         .collect();
     let turns = turns(&rewards, &steps);
     Report {
-        run: data.facts.name.clone().unwrap_or_else(|| data.folder.clone()),
+        run: data
+            .facts
+            .name
+            .clone()
+            .unwrap_or_else(|| data.folder.clone()),
         run_id: data.run_id.clone(),
         state,
         steps_done,
@@ -343,26 +366,37 @@ pub(super) fn quantile(ascending: &[u32], q: f64) -> f64 {
 
 fn evaluation(eval: &EvalData, steps: &[Step], priced: bool) -> Evaluation {
     let record = &eval.record;
-    let mut tallies = problems::tallies(eval);
-    if tallies.is_empty() {
-        // The record alone: as if each problem was asked once.
-        let right = (record.accuracy * f64::from(record.problems)).round() as u32;
-        tallies = (0..record.problems)
-            .map(|at| Tally {
-                samples: 1,
-                correct: u32::from(at < right),
-            })
-            .collect();
-    }
-    let Estimate { low, high, .. } = pass_at_1(&tallies);
+    let (samples, low, high) = if record.samples > 0 {
+        (record.samples, record.accuracy_low, record.accuracy_high)
+    } else {
+        older_interval(eval)
+    };
     let cost = steps.iter().rfind(|step| step.step <= record.step);
     Evaluation {
         step: record.step,
         problems: record.problems,
-        samples: tallies.iter().map(|tally| tally.samples).min().unwrap_or(0),
+        samples,
         accuracy: record.accuracy,
         low,
         high,
+        pass_at_k: record
+            .pass_at_k
+            .iter()
+            .map(
+                |&v1::PassAtK {
+                     k,
+                     value,
+                     low,
+                     high,
+                 }| PassAtK {
+                    k,
+                    value,
+                    low,
+                    high,
+                },
+            )
+            .collect(),
+        not_judged: record.not_judged,
         tokens_mean: record.completion_tokens_mean,
         truncated_share: record.truncated_share,
         seconds: record.seconds,
@@ -374,14 +408,29 @@ fn evaluation(eval: &EvalData, steps: &[Step], priced: bool) -> Evaluation {
     }
 }
 
-/// The step whose interval's lower end is highest; of equals the first.
-fn best(evaluations: &[Evaluation]) -> Option<u64> {
-    let mut best: Option<&Evaluation> = None;
-    for evaluation in evaluations.iter().filter(|e| e.low.is_finite()) {
-        if best.is_none_or(|best| evaluation.low > best.low) {
-            best = Some(evaluation);
-        }
+/// Samples a problem and the interval of a record that has neither: from its completions, or, where
+/// they are gone too, as if each problem was asked once.
+fn older_interval(eval: &EvalData) -> (u32, f64, f64) {
+    let record = &eval.record;
+    let mut tallies = problems::tallies(eval);
+    if tallies.is_empty() {
+        let right = (record.accuracy * f64::from(record.problems)).round() as u32;
+        tallies = (0..record.problems)
+            .map(|at| Tally {
+                samples: 1,
+                correct: u32::from(at < right),
+            })
+            .collect();
     }
+    let Estimate { low, high, .. } = pass_at_1(&tallies);
+    let samples = tallies.iter().map(|tally| tally.samples).min();
+    (samples.unwrap_or(0), low, high)
+}
+
+/// As the run keeps `best`.
+fn best(evaluations: &[Evaluation]) -> Option<u64> {
+    let checkpoints = evaluations.iter().filter(|eval| eval.step > 0);
+    let best = checkpoints.max_by(|a, b| a.low.total_cmp(&b.low).then(a.step.cmp(&b.step)));
     best.map(|best| best.step)
 }
 
@@ -426,7 +475,10 @@ fn totals(data: &RunData) -> Totals {
     let counters = &data.counters;
     let sum = |of: fn(&v1::StepRecord) -> f64| data.steps.iter().map(of).sum::<f64>();
     let seconds = counters.elapsed.as_secs_f64();
-    let trained = sum(|step| step.learner.map_or(0.0, |learner| learner.tokens_trained as f64));
+    let trained = sum(|step| {
+        step.learner
+            .map_or(0.0, |learner| learner.tokens_trained as f64)
+    });
     Totals {
         seconds,
         usd_per_hour: data.facts.usd_per_hour,

@@ -78,7 +78,10 @@ pub(super) fn summary(report: &Report) -> [String; 5] {
                 first.step,
                 with_interval(last),
                 last.step,
-                change.map_or_else(String::new, |change| format!("; change {}", points(&change)))
+                change.map_or_else(String::new, |change| format!(
+                    "; change {}",
+                    points(&change)
+                ))
             )
         }
         (Some(only), _) => format!("accuracy: {} at step {}", with_interval(only), only.step),
@@ -86,11 +89,17 @@ pub(super) fn summary(report: &Report) -> [String; 5] {
     };
     let best = match best(report) {
         Some(best) => format!(
-            "best checkpoint: step {}, {} (highest lower end of the interval)",
+            "best checkpoint: step {}, {} (highest lower end of the interval{})",
             best.step,
-            with_interval(best)
+            with_interval(best),
+            match report.evaluations.first() {
+                Some(base) if base.step == 0 && base.low >= best.low => {
+                    "; the base model's is no lower"
+                }
+                _ => "",
+            }
         ),
-        None => "best checkpoint: not known without an evaluation".to_owned(),
+        None => "best checkpoint: not known, no checkpoint was evaluated".to_owned(),
     };
     let speed = format!(
         "throughput: {} sampled, {} trained tokens a second; learner waited {}, rollout slots {} of \
@@ -148,25 +157,36 @@ fn evaluations(report: &Report) -> String {
     if report.evaluations.is_empty() {
         return "No evaluation was made.".to_owned();
     }
-    let mut text = String::from(
-        "| step | accuracy | 95 % interval | problems | samples each | length | truncated | time | \
-         cost until then |\n|--:|--:|:-:|--:|--:|--:|--:|--:|--:|\n",
+    let most = report.evaluations.iter().flat_map(|e| &e.pass_at_k);
+    let most = most.map(|pass| pass.k).max().filter(|k| *k > 1);
+    let (pass, line) = most.map_or_else(Default::default, |k| {
+        (format!(" pass@{k} |"), "--:|".to_owned())
+    });
+    let mut text = format!(
+        "| step | accuracy | 95 % interval |{pass} problems | samples each | not judged | length | \
+         truncated | time | cost until then |\n\
+         |--:|--:|:-:|{line}--:|--:|--:|--:|--:|--:|--:|\n"
     );
     for eval in &report.evaluations {
-        let (open, close) = if report.best == Some(eval.step) && report.evaluations.len() > 1 {
-            ("**", "**")
+        let bold = if report.best == Some(eval.step) {
+            "**"
         } else {
-            ("", "")
+            ""
         };
+        let pass = most.map_or_else(String::new, |k| {
+            let found = eval.pass_at_k.iter().find(|pass| pass.k == k);
+            format!(" {} |", percent(found.map_or(f64::NAN, |pass| pass.value)))
+        });
         let _ = writeln!(
             text,
-            "| {open}{}{close} | {open}{}{close} | {} to {} | {} | {} | {} | {} | {} | {} |",
+            "| {bold}{}{bold} | {bold}{}{bold} | {} to {} |{pass} {} | {} | {} | {} | {} | {} | {} |",
             eval.step,
             percent(eval.accuracy),
             percent(eval.low),
             percent(eval.high),
             eval.problems,
             eval.samples,
+            eval.not_judged,
             figure(eval.tokens_mean, 1),
             percent(eval.truncated_share),
             duration(eval.seconds),
@@ -217,11 +237,21 @@ fn rewards(report: &Report) -> String {
     }
     let mut text = String::from(ENDS);
     let mut row = |name: &str, (first, last): (f64, f64), show: fn(f64) -> String| {
-        let _ = writeln!(text, "| {} | {} | {} |", cell(name), show(first), show(last));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            cell(name),
+            show(first),
+            show(last)
+        );
     };
     let three: fn(f64) -> String = |value| figure(value, 3);
     row("total reward", ends(report, |s| s.reward_mean), three);
-    row("its standard deviation", ends(report, |s| s.reward_std), three);
+    row(
+        "its standard deviation",
+        ends(report, |s| s.reward_std),
+        three,
+    );
     for (at, reward) in report.rewards.iter().enumerate() {
         let role = match reward.role {
             Role::Accuracy => ", accuracy",
@@ -237,8 +267,16 @@ fn rewards(report: &Report) -> String {
         let part = ends(report, |s| s.rewards.get(at).copied().unwrap_or(f64::NAN));
         row(&name, part, three);
     }
-    row("verdicts not given", ends(report, |s| s.not_judged_share), percent);
-    row("groups without signal", ends(report, |s| s.groups_without_signal), percent);
+    row(
+        "verdicts not given",
+        ends(report, |s| s.not_judged_share),
+        percent,
+    );
+    row(
+        "groups without signal",
+        ends(report, |s| s.groups_without_signal),
+        percent,
+    );
     text
 }
 
@@ -310,7 +348,7 @@ fn turns(report: &Report) -> String {
         let _ = writeln!(text, "| {}{role} | {shape} | {seen} |", cell(&curve.curve));
     }
     text += "\nRule: the curve is smoothed by a centred mean over a twentieth of the run (at least 3 \
-             steps); a turn counts when it moves there and back by at least 5 standard errors of a \
+             steps); a turn counts when it moves there and back by at least 7 standard errors of a \
              smoothed value and 5 % of the curve's largest value.\n";
     text
 }
@@ -331,13 +369,21 @@ fn learning(report: &Report) -> String {
         let _ = writeln!(text, "| {name} | {} | {} |", show(first), show(last));
     };
     row("loss", ends(report, |s| s.loss));
-    if report.steps.iter().any(|step| step.kl.is_finite() && step.kl != 0.0) {
+    if report
+        .steps
+        .iter()
+        .any(|step| step.kl.is_finite() && step.kl != 0.0)
+    {
         row("KL, nats a token", ends(report, |s| s.kl));
     }
     row("entropy, nats a token", ends(report, |s| s.entropy));
     row("gradient norm", ends(report, |s| s.grad_norm));
     row("learning rate", ends(report, |s| s.lr));
-    let idle = report.steps.iter().filter(|s| s.tokens_trained == 0).count();
+    let idle = report
+        .steps
+        .iter()
+        .filter(|s| s.tokens_trained == 0)
+        .count();
     if idle > 0 {
         let _ = writeln!(
             text,

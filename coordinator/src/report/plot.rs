@@ -211,7 +211,11 @@ fn draw(out: &mut String, chart: &Chart, width: f64, legend: f64) {
     let Some((x_low, x_high, y_low, y_high)) = chart.extent() else {
         return;
     };
-    let y_low = if chart.from_zero { y_low.min(0.0) } else { y_low };
+    let y_low = if chart.from_zero {
+        y_low.min(0.0)
+    } else {
+        y_low
+    };
     let y_ticks = Ticks::over(y_low, y_high, 5);
     let frame = Frame {
         left: LEFT,
@@ -489,7 +493,11 @@ impl Ticks {
             .map(|at| {
                 let value = self.first + self.step * at as f64;
                 // What is left of a difference that should be 0.
-                let value = if value.abs() < self.step * 1e-6 { 0.0 } else { value };
+                let value = if value.abs() < self.step * 1e-6 {
+                    0.0
+                } else {
+                    value
+                };
                 (value, label(value))
             })
             .collect()
@@ -548,7 +556,10 @@ mod tests {
     #[test]
     fn what_is_drawn_is_well_formed_and_its_words_are_escaped() {
         let layers = vec![
-            curve("<one>", vec![(1.0, 0.5), (2.0, f64::NAN), (3.0, 0.7), (4.0, 0.1)]),
+            curve(
+                "<one>",
+                vec![(1.0, 0.5), (2.0, f64::NAN), (3.0, 0.7), (4.0, 0.1)],
+            ),
             Layer::Band {
                 name: "b".into(),
                 hue: 1,
@@ -565,7 +576,7 @@ mod tests {
             },
         ];
         let svg = figure(&[chart(layers.clone()), chart(layers)], 2).unwrap();
-        crate::report::xml::check(&svg).unwrap();
+        roxmltree::Document::parse(&svg).unwrap();
         assert!(svg.contains("a &lt; b &amp; &quot;c&quot;</text>"), "{svg}");
         assert!(svg.contains("turn &lt;/text&gt;"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -574,7 +585,13 @@ mod tests {
 
     #[test]
     fn a_missing_number_breaks_the_line() {
-        let points = vec![(1.0, 0.0), (2.0, 1.0), (3.0, f64::NAN), (4.0, 1.0), (5.0, 0.0)];
+        let points = vec![
+            (1.0, 0.0),
+            (2.0, 1.0),
+            (3.0, f64::NAN),
+            (4.0, 1.0),
+            (5.0, 0.0),
+        ];
         let svg = figure(&[chart(vec![curve("x", points)])], 1).unwrap();
         assert_eq!(svg.matches("<polyline").count(), 2);
     }
@@ -607,10 +624,13 @@ mod tests {
             let ticks = Ticks::over(low, high, wanted).all();
             ticks.into_iter().map(|(_, label)| label).collect()
         };
-        assert_eq!(labels(0.0, 1.0, 5), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"].map(|l| if l == "0.0" { "0" } else { l }));
+        assert_eq!(
+            labels(0.0, 1.0, 5),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"].map(|l| if l == "0.0" { "0" } else { l })
+        );
         assert_eq!(labels(1.0, 30.0, 3), ["0", "10", "20", "30"]);
         assert_eq!(labels(-0.3, 0.4, 4), ["-0.4", "-0.2", "0", "0.2", "0.4"]);
         assert_eq!(labels(0.0, 2e-6, 2), ["0", "1e-6", "2e-6"]);
-        assert_eq!(labels(5.0, 5.0, 5).len(), 6);
+        assert_eq!(labels(5.0, 5.0, 2), ["0", "5", "10"]);
     }
 }

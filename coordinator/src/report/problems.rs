@@ -175,9 +175,7 @@ pub(super) fn problems(data: &RunData) -> Option<Problems> {
         compared: if several { old.len() } else { 0 },
         gained: shares().filter(|(a, b)| b > a).count(),
         lost: shares().filter(|(a, b)| b < a).count(),
-        change: difference(&new, &old)
-            .filter(|_| several)
-            .map(Change::from),
+        change: difference(&new, &old).filter(|_| several).map(Change::from),
         ..Problems::default()
     };
     let share = |row: &ProblemRow| f64::from(row.correct) / f64::from(row.samples.max(1));
@@ -265,7 +263,6 @@ fn questions(eval: &EvalData) -> HashMap<&str, String> {
             tail = tail.min(same.take_while(|(a, b)| a == b).count());
         }
     }
-    let is_mark = |c: char| ['\n', '>', '|', '<', '｜'].contains(&c);
     let question = |text: &str| {
         if texts.len() < 2 {
             return text.trim().to_owned();
@@ -275,14 +272,14 @@ fn questions(eval: &EvalData) -> HashMap<&str, String> {
         let head = head.min(text.len());
         let begin = text
             .get(..floor(text, head))
-            .and_then(|head| head.rfind(is_mark).map(|at| (head, at)))
+            .and_then(|head| head.rfind(['\n', '>']).map(|at| (head, at)))
             .map_or(0, |(head, at)| {
                 at + head[at..].chars().next().map_or(1, char::len_utf8)
             });
         let from = floor(text, text.len() - tail.min(text.len() - begin));
         let end = text
             .get(from..)
-            .and_then(|tail| tail.find(is_mark))
+            .and_then(|tail| tail.find(['\n', '<']))
             .map_or(text.len(), |at| from + at);
         text.get(begin..end.max(begin))
             .unwrap_or(text)
@@ -329,7 +326,10 @@ mod tests {
         let found = questions(&one);
         assert_eq!(found["0"], "What is 17 + 5?");
         assert_eq!(found["1"], "What is 12 + 3?");
-        let two = eval(&["<｜User｜>Où é?<｜Assistant｜>", "<｜User｜>Où è?<｜Assistant｜>"]);
+        let two = eval(&[
+            "<｜User｜>Où é?<｜Assistant｜>",
+            "<｜User｜>Où è?<｜Assistant｜>",
+        ]);
         assert_eq!(questions(&two)["1"], "Où è?");
         // One problem, the same problem twice, and a bare text.
         assert_eq!(questions(&eval(&[" x "]))["0"], "x");

@@ -8,8 +8,9 @@
 //!    nearest below a twentieth of the run, and at least 3. Where the window isn't whole, at the
 //!    two ends, nothing is looked for. Values that are no finite numbers are left out before.
 //! 2. A movement of the smoothed curve counts when it is at least
-//!    `d = max(5 s / sqrt(w), 0.05 m)`: 5 standard errors of a smoothed value, and a twentieth of m,
-//!    the largest absolute smoothed value. s is the noise of a single step, from von Neumann's
+//!    `d = max(7 s / sqrt(w), 0.05 m)`: 7 standard errors of a smoothed value (with which fewer than
+//!    one in 1,000 curves of mere noise turns, at any length), and a twentieth of m, the largest
+//!    absolute smoothed value. s is the noise of a single step, from von Neumann's
 //!    mean square successive difference: `s^2 = sum (x[t+1] - x[t])^2 / (2 (n - 1))`, which a slow
 //!    trend hardly touches.
 //! 3. The peak is the last of the largest smoothed values. The curve turned there when it rose to
@@ -121,9 +122,11 @@ pub fn find(curve: &[(u64, f64)], shape: Shape) -> Turn {
 
     let jumps = values.windows(2).map(|pair| (pair[1] - pair[0]).powi(2));
     let noise = (jumps.sum::<f64>() / (2.0 * (values.len() - 1) as f64)).sqrt();
-    let most = smooth.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
+    let most = smooth
+        .iter()
+        .fold(0.0, |most: f64, value| most.max(value.abs()));
     // Below the last digits of a sum of equal values nothing counts.
-    let threshold = (5.0 * noise / (window as f64).sqrt())
+    let threshold = (7.0 * noise / (window as f64).sqrt())
         .max(0.05 * most)
         .max(f64::MIN_POSITIVE);
 
@@ -186,7 +189,13 @@ mod tests {
             let format = curve(1000, 0.1, seed, |t| {
                 0.2 + 0.7 * ramp(t, 0.0, 0.4) - 0.5 * ramp(t, 0.4, 0.55)
             });
-            let Turn::Seen { step, value, before, after, back_by } = find(&format, Shape::Peak)
+            let Turn::Seen {
+                step,
+                value,
+                before,
+                after,
+                back_by,
+            } = find(&format, Shape::Peak)
             else {
                 panic!("no turn: seed {seed}");
             };
@@ -198,7 +207,14 @@ mod tests {
                 3000.0 - 1200.0 * ramp(t, 0.0, 0.4) + 800.0 * ramp(t, 0.4, 0.8)
             });
             let turn = find(&length, Shape::Trough);
-            let Turn::Seen { step, value, before, after, .. } = turn else {
+            let Turn::Seen {
+                step,
+                value,
+                before,
+                after,
+                ..
+            } = turn
+            else {
                 panic!("no trough: {turn:?}, seed {seed}");
             };
             assert!((350..=450).contains(&step), "{step}");
@@ -223,10 +239,16 @@ mod tests {
     fn what_only_rises_or_only_falls_has_no_peak() {
         let rising = curve(200, 0.05, 1, |t| t);
         assert!(matches!(find(&rising, Shape::Peak), Turn::NotBack { .. }));
-        assert!(matches!(find(&rising, Shape::Trough), Turn::OtherWay { .. }));
+        assert!(matches!(
+            find(&rising, Shape::Trough),
+            Turn::OtherWay { .. }
+        ));
         let falling = curve(200, 0.05, 2, |t| 1.0 - t);
         assert!(matches!(find(&falling, Shape::Peak), Turn::OtherWay { .. }));
-        assert!(matches!(find(&falling, Shape::Trough), Turn::NotBack { .. }));
+        assert!(matches!(
+            find(&falling, Shape::Trough),
+            Turn::NotBack { .. }
+        ));
         // Full marks from a fifth of the run on.
         let full = curve(200, 0.0, 3, |t| ramp(t, 0.0, 0.2));
         assert!(matches!(find(&full, Shape::Peak), Turn::NotBack { .. }));

@@ -20,7 +20,7 @@ pub const JOURNAL_FILE: &str = "run.db";
 pub const CONFIG_FILE: &str = "config.toml";
 
 /// All that a run leaves in its folder.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     JOURNAL_FILE,
     "run.db-wal",
     "run.db-shm",
@@ -29,6 +29,7 @@ const PARTS: [&str; 8] = [
     "adapters",
     "checkpoints",
     "logs",
+    "report",
 ];
 
 /// The folder of a run, locked for as long as this lives.
