@@ -106,7 +106,7 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
 }
 
 /// Counts requests to stop.
-async fn count_signals(stop: watch::Sender<u32>) {
+pub(crate) async fn count_signals(stop: watch::Sender<u32>) {
     loop {
         tokio::select! {
             () = shutdown::next(SignalKind::interrupt()) => {}
@@ -241,7 +241,7 @@ fn program() -> String {
 }
 
 /// The path from where the person is, if it lies below.
-fn shortest(path: &Path) -> PathBuf {
+pub(crate) fn shortest(path: &Path) -> PathBuf {
     let here = std::env::current_dir().and_then(|here| here.canonicalize());
     let relative = here
         .ok()

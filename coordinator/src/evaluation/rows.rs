@@ -9,7 +9,9 @@ use crate::data::DataError;
 pub(super) type Row = Map<String, Value>;
 
 pub(super) enum Source {
-    Files { files: Vec<SourceFile> },
+    Files {
+        files: Vec<SourceFile>,
+    },
     #[allow(dead_code, reason = "as data has it")]
     Other,
 }
@@ -45,7 +47,10 @@ impl SourceFile {
         for (at, line) in std::io::BufReader::new(file).lines().enumerate() {
             let line = line.map_err(unreadable)?;
             if !line.trim().is_empty() {
-                visit(at + 1, serde_json::from_str(&line).map_err(|e| e.to_string()))?;
+                visit(
+                    at + 1,
+                    serde_json::from_str(&line).map_err(|e| e.to_string()),
+                )?;
             }
         }
         Ok(())

@@ -302,7 +302,9 @@ pub(crate) async fn drive(
     } else {
         data.held_out(1).first().cloned()
     };
-    let probe = first.map(|prompt| prompt.tokens.clone()).unwrap_or_default();
+    let probe = first
+        .map(|prompt| prompt.tokens.clone())
+        .unwrap_or_default();
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -597,5 +599,9 @@ fn roles(
             role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
         });
     let learner = role("learner".into(), "learner", &config.learner.device, &[]);
-    trains.then_some(learner).into_iter().chain(workers).collect()
+    trains
+        .then_some(learner)
+        .into_iter()
+        .chain(workers)
+        .collect()
 }
