@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, runs, sample, status, up,
+    check, control, coordinator, eval, learner, logprobs, rollout_worker, runs, sample, status, up,
 };
 
 /// Why a command failed; printed with its causes.
@@ -44,6 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Args),
+    Eval(eval::Args),
     Check(check::Args),
     Status(status::Args),
     Control(control::Args),
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(args) => block_on(run::run(&args.run, true)),
+        Command::Eval(args) => block_on(eval::run(&args)),
         Command::Coordinator(args) => block_on(run::run(&args.run, false)),
         Command::RolloutWorker(args) => {
             logging::to_stderr("info");

@@ -251,6 +251,11 @@ pub(crate) fn shortest(path: &Path) -> PathBuf {
 
 /// The same command, going on.
 fn resume_command() -> String {
+    format!("{} --resume", same_command())
+}
+
+/// This command, but for what begins or goes on with a run.
+pub(crate) fn same_command() -> String {
     let given = std::env::args()
         .skip(1)
         .filter(|arg| !["--resume", "--overwrite"].contains(&arg.as_str()));
@@ -262,9 +267,5 @@ fn resume_command() -> String {
             format!("'{}'", arg.replace('\'', "'\\''"))
         }
     });
-    format!(
-        "{} {} --resume",
-        program(),
-        quoted.collect::<Vec<_>>().join(" ")
-    )
+    format!("{} {}", program(), quoted.collect::<Vec<_>>().join(" "))
 }
