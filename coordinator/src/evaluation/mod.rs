@@ -9,7 +9,6 @@
 
 mod adapters;
 mod report;
-mod rows;
 mod suites;
 mod table;
 

@@ -6,13 +6,13 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    EvaluationError,
-    rows::{Row, Source, field, text},
-};
+use super::EvaluationError;
 use crate::{
     config::RunConfig,
-    data::{Problem, PromptTemplate},
+    data::{
+        Problem, PromptTemplate, Source,
+        rows::{Row, field, text},
+    },
 };
 
 /// The suite of the problems that the run itself keeps from training.
@@ -237,6 +237,7 @@ fn problem(
         question,
         answer,
         prompt,
+        ..Problem::default()
     })
 }
 
