@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{policy, step};
+use commands::{policy, step, verify};
 
 /// Benchmarks of Tina, and side-by-side runs against peers
 #[derive(Debug, Parser)]
@@ -41,12 +41,14 @@ struct Cli {
 enum Command {
     Step(step::Args),
     Policy(policy::Args),
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Step(args) => step::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, data, eval, learner, logprobs, rollout_worker, runs, sample, status,
-    up,
+    check, control, coordinator, data, eval, learner, logprobs, reward, rollout_worker, runs,
+    sample, status, up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -53,6 +53,8 @@ enum Command {
     Run(runs::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
+    Reward(reward::Args),
+    Verify(verify::Args),
     Coordinator(coordinator::Args),
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
@@ -90,12 +92,17 @@ fn execute(command: Command) -> Result<(), Failure> {
             logging::to_stderr("warn");
             block_on(control::run(&args))
         }
+        Command::Reward(args) => {
+            logging::to_stderr("warn");
+            block_on(reward::run(&args))
+        }
         Command::Check(args) => check::run(&args),
         Command::Run(args) => runs::run(&args),
         Command::Data(args) => {
             logging::to_stderr("warn");
             data::run(&args)
         }
+        Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -280,6 +280,7 @@ mod tests {
             rewards: vec![RewardValue {
                 name: "r".into(),
                 value: judged.then_some(reward),
+                share: None,
             }],
         })
     }

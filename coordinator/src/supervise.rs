@@ -279,7 +279,7 @@ fn append(log: &Path, line: &str) {
 }
 
 /// The last lines of a log, read from its end.
-fn last_lines(log: &Path) -> String {
+pub(crate) fn last_lines(log: &Path) -> String {
     const TAIL: u64 = 8 << 10;
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(log)?;

@@ -181,7 +181,7 @@ temperature = 1.0
 max_tokens = 12
 
 [[reward]]
-kind = "format"
+kind = "regex"
 pattern = "[a-d]"
 
 [algorithm]

@@ -2,3 +2,4 @@
 
 pub(crate) mod policy;
 pub(crate) mod step;
+pub(crate) mod verify;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use tina_model::{LoraModule, ModelSource};
 use tina_proto::auth::TOKEN_VARIABLE;
 
-use super::{Dtype, RunConfig, schema::Reader};
+use super::{Dtype, RunConfig, rewards, schema::Reader};
 use crate::data::{Filter, PromptTemplate, Source};
 
 /// Sequences that a worker can decode at a time.
@@ -291,7 +291,7 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
 
     check_modules(config, reader);
     check_data(config, reader);
-    check_rewards(config, reader);
+    rewards::check(config, reader);
     check_doors(config, reader);
 }
 
@@ -381,67 +381,6 @@ fn check_data(config: &RunConfig, reader: &mut Reader) {
             "data.min_prompt_tokens",
             "must not be more than data.max_prompt_tokens".to_owned(),
         );
-    }
-}
-
-fn check_rewards(config: &RunConfig, reader: &mut Reader) {
-    if config.reward.is_empty() {
-        reader.complain_at(
-            "reward",
-            "missing: without a reward nothing is learnt; add [[reward]] with kind = \"numeric\", \
-             \"boxed\" or \"format\""
-                .to_owned(),
-        );
-        return;
-    }
-    for (at, reward) in config.reward.iter().enumerate() {
-        let key = |name: &str| format!("reward.{at}.{name}");
-        let names = || config.reward.iter().map(super::RewardSection::name);
-        if names().filter(|name| *name == reward.name()).count() > 1 {
-            let message = format!(
-                "two rewards are called {:?}: give them names",
-                reward.name()
-            );
-            reader.complain_at(&key("name"), message);
-        }
-        let is_format = reward.kind == super::RewardKind::Format;
-        match &reward.pattern {
-            None if is_format => {
-                reader.complain_at(
-                    &key("pattern"),
-                    "missing; kind \"format\" needs it".to_owned(),
-                );
-            }
-            Some(_) if !is_format => {
-                let message = format!("kind {:?} takes no pattern", reward.kind.as_str());
-                reader.complain_at(&key("pattern"), message);
-            }
-            _ => {
-                if let Err(error) = tina_reward::Reward::from_spec(&reward.spec()) {
-                    reader.complain_at(&key("pattern"), error.to_string());
-                }
-            }
-        }
-    }
-    if config.reward.iter().all(|reward| reward.weight == 0.0) {
-        reader.complain_at(
-            "reward.0.weight",
-            "all weights are 0: nothing is learnt".to_owned(),
-        );
-    }
-    if let Some(name) = &config.eval.reward
-        && !config.reward.iter().any(|reward| reward.name() == name)
-    {
-        let names: Vec<&str> = config
-            .reward
-            .iter()
-            .map(super::RewardSection::name)
-            .collect();
-        let message = format!(
-            "no reward is called {name:?}; there are {}",
-            names.join(", ")
-        );
-        reader.complain_at("eval.reward", message);
     }
 }
 

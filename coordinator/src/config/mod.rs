@@ -4,10 +4,12 @@
 //! - `sections`: every key, its default and unit. `schema`: the machinery under them.
 //! - `tree`: what was written, and where. `check`: ranges and what must fit together.
 //! - `reference`: the documentation of all keys.
+//! - `rewards`: which keys each kind of reward takes.
 //! - `wire`: the parts of a config that go to workers and learner.
 
 mod check;
 mod reference;
+mod rewards;
 mod schema;
 mod sections;
 #[cfg(test)]
@@ -24,8 +26,9 @@ pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
     AdapterTransport, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection, DataSection,
-    Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, RewardKind, RewardSection,
-    RolloutSection, RunSection, SamplingSection, SourceSection, WorkerSection,
+    Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged, RewardCompat,
+    RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
+    SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
@@ -334,14 +337,7 @@ impl RunConfig {
         for worker in &mut self.rollout.workers {
             worker.slots.get_or_insert(self.rollout.slots);
         }
-        for reward in &mut self.reward {
-            reward
-                .name
-                .get_or_insert_with(|| reward.kind.as_str().to_owned());
-        }
-        if let Some(first) = self.reward.first().and_then(|reward| reward.name.clone()) {
-            self.eval.reward.get_or_insert(first);
-        }
+        self.resolve_rewards();
     }
 }
 

@@ -199,31 +199,172 @@ section! {
 }
 
 choices! {
-    /// What a reward looks at.
+    /// What a reward looks at; `docs/rewards.md` has the formulas.
     RewardKind {
+        /// The answer equals the gold answer.
+        Accuracy = "accuracy",
+        /// The completion keeps to a form.
+        Format = "format",
+        /// Tags stand in it once.
+        TagCount = "tag_count",
+        /// It shows steps.
+        ReasoningSteps = "reasoning_steps",
+        /// Shorter than its group.
+        Length = "length",
+        /// Right answers are worth less the longer they are.
+        Cosine = "cosine",
+        /// Repeated n-grams cost.
+        RepetitionPenalty = "repetition_penalty",
+        /// Right, and as long as asked for.
+        L1Exact = "l1_exact",
+        /// Right, and no longer than asked for.
+        L1Max = "l1_max",
+        /// The last tokens before a limit cost.
+        SoftOverlong = "soft_overlong",
+        /// The last `\boxed{…}` of the completion equals the gold answer.
+        Boxed = "boxed",
         /// The last number of the completion equals the gold answer.
         Numeric = "numeric",
-        /// The last `\boxed{…}` equals the gold answer.
-        Boxed = "boxed",
         /// A regular expression matches.
-        Format = "format",
+        Regex = "regex",
+        /// A program of the user's says.
+        External = "external",
+    }
+}
+
+choices! {
+    /// What becomes of a completion that a reward could not judge.
+    NotJudged {
+        /// It takes no part in its group.
+        Skip = "skip",
+        /// The reward counts as 0.
+        Zero = "zero",
+    }
+}
+
+choices! {
+    /// A published form; see `tina_reward::FormatRule` and `tina_reward::TagRule`.
+    RewardRule {
+        /// The paper's.
+        Tina = "tina",
+        /// Open-R1's.
+        OpenR1 = "open-r1",
+        /// Open-R1's at the commit that the paper's code starts from.
+        OpenR1Base = "open-r1-base",
+        /// TRL's.
+        Think = "think",
+        /// Open-R1's for code.
+        Code = "code",
+    }
+}
+
+choices! {
+    /// Who says whether an answer is right.
+    RewardJudge {
+        /// The verifier of mathematics, as the paper's rewards configure it.
+        Tina = "tina",
+        /// The same as math-verify is by default.
+        Default = "default",
+        /// As the paper's evaluation.
+        Evaluation = "evaluation",
+        /// As the kind `boxed`.
+        Boxed = "boxed",
+        /// As the kind `numeric`.
+        Numeric = "numeric",
+    }
+}
+
+choices! {
+    /// Whose published numbers are reproduced.
+    RewardCompat {
+        /// Tina's.
+        Tina = "tina",
+        /// Open-R1's.
+        OpenR1 = "open-r1",
+        /// Open-R1's at the commit that Tina starts from.
+        OpenR1Base = "open-r1-base",
+        /// TRL's.
+        Trl = "trl",
     }
 }
 
 section! {
     /// One verdict on a completion; a completion's reward is the weighted sum of all. Write one
-    /// `[[reward]]` for each.
+    /// `[[reward]]` for each. A kind takes `kind`, `name`, `weight`, `not_judged` and the keys that
+    /// name it; another key is refused.
     RewardSection {
-        /// `numeric`: the last number equals the gold answer; `boxed`: the last `\boxed{…}` does;
-        /// `format`: `pattern` matches.
+        /// What it looks at; `docs/rewards.md` has each kind's formula and source.
         kind: RewardKind;
         /// What it is called in journal and metrics; unset: its kind.
         name: Option<String> = None;
-        /// Its weight in the sum.
+        /// Its weight in the sum; 0: it is logged, and counts for nothing.
         weight: f64 = 1.0;
-        /// For `format`: the regular expression (Rust's regex syntax) that the completion must
-        /// match.
+        /// What becomes of a completion that it can't judge (the gold answer is not understood, a
+        /// program doesn't answer): `skip`: the completion takes no part in its group; `zero`: the
+        /// reward counts as 0.
+        not_judged: NotJudged = NotJudged::Skip;
+        /// Reproduce published numbers where they differ from the formula as meant (characters for
+        /// tokens, an unclipped curve, ...). For `accuracy`, `reasoning_steps`, `length`, `cosine`,
+        /// `repetition_penalty`, `l1_exact`, `l1_max`.
+        compat: Option<RewardCompat> = None;
+        /// Who says whether the answer is right: `tina` (unset): the verifier of mathematics as the
+        /// paper's rewards configure it, LaTeX only and boxes first; `default`: the same, plain
+        /// numbers too; `evaluation`: as `default` with boxes first, and a gold answer of one
+        /// capital letter is a multiple choice; `boxed`, `numeric`: as these kinds do. For `accuracy`, `length`, `cosine`,
+        /// `l1_exact`, `l1_max`.
+        judge: Option<RewardJudge> = None;
+        /// For `accuracy`: judge only what follows the last of the first of these that is there;
+        /// where none is, the answer is wrong.
+        after: Option<Vec<String>> = None;
+        /// For `format` (`tina`, `open-r1`, `open-r1-base`, `think`, `code`) and `tag_count` (`tina`,
+        /// `open-r1`): whose rule; unset: `tina`.
+        rule: Option<RewardRule> = None;
+        /// For `format` with rule `code`: the language after the fence; unset: python.
+        language: Option<String> = None;
+        /// For `reasoning_steps`: signs of steps for full marks; unset: 3.
+        steps: Option<u32> = None;
+        /// For `cosine` and `soft_overlong`: the length at which the curve ends; unset:
+        /// sampling.max_tokens. With cosine's compat in characters; unset: 1000.
+        #[unit = "tokens"]
+        max_len: Option<u64> = None;
+        /// For `soft_overlong`: tokens before max_len in which the cost rises; unset: a quarter of
+        /// it.
+        #[unit = "tokens"]
+        cache: Option<u64> = None;
+        /// For `cosine`: value of a wrong answer without length; unset: -1 (compat: 0).
+        min_wrong: Option<f64> = None;
+        /// For `cosine`: value of a wrong answer at max_len; unset: -0.5.
+        max_wrong: Option<f64> = None;
+        /// For `cosine`: value of a right answer at max_len; unset: 0.5.
+        min_correct: Option<f64> = None;
+        /// For `cosine`: value of a right answer without length; unset: 1.
+        max_correct: Option<f64> = None;
+        /// For `repetition_penalty`: tokens (compat: words) of an n-gram; unset: 3.
+        ngram: Option<u32> = None;
+        /// For `repetition_penalty`: value where one n-gram is repeated without end; unset: -1.
+        max_penalty: Option<f64> = None;
+        /// For `l1_exact` and `l1_max`: the length asked for; unset: the prompt says it.
+        #[unit = "tokens"]
+        target: Option<u64> = None;
+        /// For `l1_exact` and `l1_max`: regular expression whose first group is the length in the
+        /// prompt; unset: one for "Think for N tokens".
+        target_pattern: Option<String> = None;
+        /// For `l1_exact` and `l1_max`: what a token costs; unset: 0.0003.
+        alpha: Option<f64> = None;
+        /// For `l1_max`: value at the length asked for; unset: 0.5.
+        delta: Option<f64> = None;
+        /// For `regex`: the regular expression (Rust's regex syntax) that must match somewhere.
         pattern: Option<String> = None;
+        /// For `external`: the program and its arguments. It runs in the folder where tina is
+        /// started, and gets and gives JSON lines.
+        command: Option<Vec<String>> = None;
+        /// For `external`: processes of it, each judging one completion at a time; unset: 1.
+        #[unit = "processes"]
+        slots: Option<u32> = None;
+        /// For `external`: a process that takes longer over a completion is killed and started
+        /// anew, and the completion is not judged; unset: 10.
+        #[unit = "s"]
+        timeout_s: Option<f64> = None;
     }
 }
 
@@ -351,7 +492,8 @@ section! {
         /// Longest completion; unset: sampling.max_tokens.
         #[unit = "tokens"]
         max_tokens: Option<u32> = None;
-        /// Name of the reward that says what is right (full marks are 1); unset: the first.
+        /// Name of the reward that says what is right (full marks are 1); unset: the first of kind
+        /// `accuracy`, `boxed` or `numeric`, else the first.
         reward: Option<String> = None;
     }
 }

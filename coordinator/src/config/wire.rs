@@ -1,9 +1,8 @@
 //! The parts of a config that go over the wire.
 
 use tina_proto::v1;
-use tina_reward::{Reward, RewardError, RewardSpec};
 
-use super::{RewardKind, RunConfig};
+use super::RunConfig;
 
 impl RunConfig {
     /// What workers and learner are told of the run.
@@ -100,47 +99,5 @@ impl RunConfig {
         self.sampling
             .max_tokens
             .max(self.eval.max_tokens.unwrap_or(0))
-    }
-
-    /// The rewards, in the config's order.
-    ///
-    /// # Errors
-    /// A pattern that is not a regular expression; [`RunConfig::load`] refuses it before.
-    pub fn rewards(&self) -> Result<Vec<Reward>, RewardError> {
-        self.reward
-            .iter()
-            .map(|reward| Reward::from_spec(&reward.spec()))
-            .collect()
-    }
-
-    /// Index into [`RunConfig::rewards`] of the one that says what is right in an evaluation.
-    pub fn eval_reward(&self) -> usize {
-        let wanted = self.eval.reward.as_deref();
-        self.reward
-            .iter()
-            .position(|reward| Some(reward.name()) == wanted)
-            .unwrap_or(0)
-    }
-}
-
-impl super::RewardSection {
-    /// What journal and metrics call it.
-    pub fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.kind.as_str())
-    }
-
-    /// As the reward crate takes it.
-    pub fn spec(&self) -> RewardSpec {
-        RewardSpec {
-            name: self.name().to_owned(),
-            weight: self.weight,
-            kind: match self.kind {
-                RewardKind::Numeric => tina_reward::RewardKind::Numeric,
-                RewardKind::Boxed => tina_reward::RewardKind::Boxed,
-                RewardKind::Format => tina_reward::RewardKind::Format {
-                    pattern: self.pattern.clone().unwrap_or_default(),
-                },
-            },
-        }
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use toml::{Table, Value};
 
 use crate::{
-    config::{ModelSection, RewardKind, RewardSection, RunConfig},
+    config::{ModelSection, RewardJudge, RewardSection, RunConfig},
     data::{DataError, DataSet, Prompt, PromptRenderer},
     journal::JournalError,
     run::{
@@ -482,18 +482,8 @@ fn config(
     eval.top_p = Some(options.top_p);
     eval.max_tokens = Some(max_tokens);
     (eval.before, eval.after, eval.every) = (true, true, 1);
-    let judge = judge();
+    let judge = RewardSection::accuracy("accuracy", RewardJudge::Evaluation);
     eval.reward.clone_from(&judge.name);
     config.reward = vec![judge];
     config
-}
-
-/// What says whether an answer is right.
-fn judge() -> RewardSection {
-    RewardSection {
-        kind: RewardKind::Numeric,
-        name: Some("answer".to_owned()),
-        weight: 1.0,
-        pattern: None,
-    }
 }

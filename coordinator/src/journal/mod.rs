@@ -140,6 +140,8 @@ pub enum Write {
     Prompts(Vec<PromptRow>),
     /// A completion and its verdicts.
     Completion(Arc<Scored>),
+    /// Verdicts that waited for the completion's group.
+    Rewards(Vec<Arc<Scored>>),
     /// A step that is done.
     Step {
         /// Its version and metrics.

@@ -29,7 +29,7 @@ CREATE TABLE completions (
     reward REAL NOT NULL,
     judged INTEGER NOT NULL,
     correct INTEGER NOT NULL,
-    -- {"name": value or null}; null: not judged.
+    -- {"name": value or null}; null: not judged. {"length", "value"}: waits for the group.
     rewards TEXT NOT NULL,
     PRIMARY KEY (group_id, sample_index)
 ) STRICT;

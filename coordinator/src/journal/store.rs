@@ -10,8 +10,9 @@ use prost::Message as _;
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tina_proto::v1;
+use tina_reward::Share;
 
 use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics};
 use crate::scheduler::types::{Purpose, Restored, RewardValue, RoundId, Scored, Version};
@@ -322,6 +323,7 @@ impl Store {
                 rewards: scored
                     .rewards
                     .iter()
+                    .filter(|reward| reward.share.is_none())
                     .map(|reward| v1::RewardRecord {
                         name: reward.name.to_string(),
                         mean: reward.value.unwrap_or(0.0),
@@ -397,6 +399,22 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
             }
         }
         Write::Completion(scored) => insert_completion(db, scored)?,
+        Write::Rewards(all) => {
+            let mut update = db.prepare_cached(
+                "UPDATE completions SET reward = ?3, judged = ?4, correct = ?5, rewards = ?6
+                 WHERE group_id = ?1 AND sample_index = ?2",
+            )?;
+            for scored in all {
+                update.execute(params![
+                    scored.completion.group_id as i64,
+                    scored.completion.sample_index,
+                    scored.reward,
+                    scored.judged,
+                    scored.correct,
+                    rewards_json(&scored.rewards),
+                ])?;
+            }
+        }
         Write::Step { record, counters } => {
             let digest = record
                 .version
@@ -452,7 +470,7 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
 }
 
 fn set_counters(db: &Transaction<'_>, counters: &Counters) -> rusqlite::Result<()> {
-    let text = serde_json::json!({
+    let text = json!({
         "elapsed_seconds": counters.elapsed.as_secs_f64(),
         "learner_wait_seconds": counters.learner_wait.as_secs_f64(),
         "rollout_wait_seconds": counters.rollout_wait.as_secs_f64(),
@@ -466,16 +484,6 @@ fn set_counters(db: &Transaction<'_>, counters: &Counters) -> rusqlite::Result<(
 fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<()> {
     let completion = &scored.completion;
     let version = scored.version();
-    let rewards: Map<String, Value> = scored
-        .rewards
-        .iter()
-        .map(|reward| {
-            (
-                reward.name.to_string(),
-                reward.value.map_or(Value::Null, Value::from),
-            )
-        })
-        .collect();
     db.prepare_cached(
         "INSERT OR REPLACE INTO completions (group_id, sample_index, worker, version_step,
              version_digest, tokens, logprobs, finish_reason, decode_seconds, text, reward, judged,
@@ -498,9 +506,28 @@ fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<
         ":reward": scored.reward,
         ":judged": scored.judged,
         ":correct": scored.correct,
-        ":rewards": Value::Object(rewards).to_string(),
+        ":rewards": rewards_json(&scored.rewards),
     })?;
     Ok(())
+}
+
+/// `{"name": value}`; null: not judged; `{"length": ..., "value": ...}`: waits for its group.
+fn rewards_json(rewards: &[RewardValue]) -> String {
+    let value = |reward: &RewardValue| match (reward.share, reward.value) {
+        (Some(Share { length, value }), _) => json!({ "length": length, "value": value }),
+        (None, value) => value.map_or(Value::Null, Value::from),
+    };
+    let rewards = rewards
+        .iter()
+        .map(|reward| (reward.name.to_string(), value(reward)));
+    Value::Object(rewards.collect()).to_string()
+}
+
+fn share(value: &Value) -> Option<Share> {
+    Some(Share {
+        length: value.get("length")?.as_u64()?,
+        value: value.get("value")?.as_f64()?,
+    })
 }
 
 fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
@@ -536,6 +563,7 @@ fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
             .map(|(name, value)| RewardValue {
                 name: name.as_str().into(),
                 value: value.as_f64(),
+                share: share(value),
             })
             .collect(),
     })

@@ -1,5 +1,7 @@
 use std::sync::{Arc, Mutex};
 
+use tina_reward::Share;
+
 use super::*;
 use crate::scheduler::types::RewardValue;
 
@@ -40,10 +42,12 @@ fn scored(round: RoundId, group: u32, index: u32) -> Arc<Scored> {
             RewardValue {
                 name: "numeric".into(),
                 value: Some(1.0),
+                share: None,
             },
             RewardValue {
                 name: "other".into(),
                 value: None,
+                share: None,
             },
         ],
     })
@@ -224,4 +228,38 @@ fn a_journal_of_another_schema_is_refused() {
         .unwrap();
     let error = open(&path, &config(&[])).unwrap_err().to_string();
     assert!(error.contains("schema 99"), "{error}");
+}
+
+#[tokio::test]
+async fn verdicts_that_wait_for_the_group_are_kept_and_then_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.db");
+    let (journal, _) = open(&path, &config(&[])).unwrap();
+    journal.write(start());
+    let round = RoundId::train(1);
+    let mut waiting = Scored::clone(&scored(round, 0, 0));
+    waiting.rewards[1].share = Some(Share {
+        length: 9,
+        value: 0.1,
+    });
+    journal.write(Write::Prompts(vec![PromptRow {
+        group: round.group(0),
+        problem: "p".into(),
+        text: "?".into(),
+        gold: "1".into(),
+        tokens: vec![1],
+    }]));
+    journal.write(Write::Completion(Arc::new(waiting.clone())));
+    let kept = journal.batch(round).await.unwrap();
+    assert_eq!(*kept[0], waiting);
+    let listed = journal.completions(1, 10).await.unwrap();
+    assert_eq!(listed[0].rewards.len(), 1, "{listed:?}");
+
+    let mut given = waiting;
+    (given.rewards[1].share, given.rewards[1].value) = (None, Some(-0.5));
+    (given.reward, given.judged) = (0.25, true);
+    journal.write(Write::Rewards(vec![Arc::new(given.clone())]));
+    assert_eq!(*journal.batch(round).await.unwrap()[0], given);
+    let listed = journal.completions(1, 10).await.unwrap();
+    assert_eq!((listed[0].rewards[1].mean, listed[0].reward), (-0.5, 0.25));
 }

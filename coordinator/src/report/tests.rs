@@ -30,6 +30,7 @@ fn completion(round: RoundId, group: u32, index: u32, tokens: usize, correct: bo
     let value = |name: &str, value| RewardValue {
         name: name.into(),
         value,
+        share: None,
     };
     Write::Completion(Arc::new(Scored {
         completion: v1::Completion {

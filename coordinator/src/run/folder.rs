@@ -126,8 +126,12 @@ impl Folder {
         self.path.join("adapters")
     }
 
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
     pub(super) fn log(&self, role: &str) -> PathBuf {
-        self.path.join("logs").join(format!("{role}.log"))
+        self.logs().join(format!("{role}.log"))
     }
 
     /// A name that no other run has; a label only, nothing is computed from it.

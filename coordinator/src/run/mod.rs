@@ -355,10 +355,9 @@ pub(crate) async fn drive(
         run_dir: folder.path().to_owned(),
     });
 
-    let rewards = config.rewards()?;
     let prompts = Prompts::new(&config, data, &text.stop_token_ids);
     let tokenizer = Arc::new(text.tokenizer);
-    let scorer = Scorer::new(tokenizer, rewards, config.eval_reward());
+    let scorer = Scorer::start(&config, Some(&folder.logs()))?;
     let launch = launch && config.cluster.launch;
     let plan = Plan {
         given: given.iter().map(|adapter| adapter.version).collect(),
@@ -391,6 +390,7 @@ pub(crate) async fn drive(
         base: resumed.counters,
         journal: journal.clone(),
         scorer,
+        tokenizer,
         prompts,
         shelf,
         given,

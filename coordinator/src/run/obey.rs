@@ -1,10 +1,6 @@
 //! What the scheduler commands, done: onto the wire, into the journal, to the scorer.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use tina_proto::v1::{self, LearnerCommand, WorkerCommand, learner_command, worker_command};
 
@@ -16,6 +12,7 @@ use crate::{
     data::Prompt,
     journal::Write,
     scheduler::types::{Command, Event, RoundId, Scored, Session, Version},
+    scoring::Unscored,
     status::{eval_record, step_record},
 };
 
@@ -163,6 +160,7 @@ impl Shell {
                 groups,
             } => {
                 let round = RoundId::train(version.step + 1);
+                let groups = self.finish(groups);
                 follow.extend(self.send_batch(session, version, round, &groups));
             }
             Command::ReplayBatch { session, version } => {
@@ -175,7 +173,8 @@ impl Shell {
                     });
                 });
             }
-            Command::RecordStep(done) => {
+            Command::RecordStep(mut done) => {
+                done.groups = self.finish(std::mem::take(&mut done.groups));
                 self.count_sampled(done.groups.iter().flatten());
                 self.tokens_trained += done.metrics.tokens_trained;
                 let counters = self.counters();
@@ -186,7 +185,8 @@ impl Shell {
                 self.tell(RunEvent::Step(record.clone()));
                 self.parts.journal.write(Write::Step { record, counters });
             }
-            Command::RecordEval(done) => {
+            Command::RecordEval(mut done) => {
+                done.groups = self.finish(std::mem::take(&mut done.groups));
                 self.count_sampled(done.groups.iter().flatten());
                 let reward = self.parts.config.eval.reward.as_deref().unwrap_or_default();
                 let (mut record, counters) = (eval_record(&done, reward), self.counters());
@@ -223,6 +223,17 @@ impl Shell {
             }
             Command::Fail { reason } => self.outcome = Some(Outcome::Failed(reason)),
         }
+    }
+
+    /// Verdicts that depend on the whole group, given and journaled. What was found of each
+    /// completion alone is in the journal since it was acknowledged, so a run that is resumed comes
+    /// to the same.
+    pub(super) fn finish(&self, groups: Vec<Vec<Arc<Scored>>>) -> Vec<Vec<Arc<Scored>>> {
+        let (groups, finished) = self.parts.scorer.finish_round(groups);
+        if !finished.is_empty() {
+            self.parts.journal.write(Write::Rewards(finished));
+        }
+        groups
     }
 
     pub(super) fn warn(&self, text: String) {
@@ -315,26 +326,28 @@ impl Shell {
             return;
         }
         let waiting = std::mem::take(&mut self.unscored);
-        let with_gold: Vec<_> = waiting
+        let waiting: Vec<Unscored> = waiting
             .into_iter()
             .map(|(worker, completion, round, index)| {
                 let prompt = self.prompts(round).get(index as usize).cloned();
-                (worker, completion, prompt)
+                let (gold, prompt) = prompt
+                    .map(|prompt| (prompt.gold.clone(), prompt.text.clone()))
+                    .unwrap_or_default();
+                Unscored {
+                    worker,
+                    completion,
+                    gold,
+                    prompt,
+                }
             })
             .collect();
         let (scorer, notes) = (self.parts.scorer.clone(), self.parts.notes.clone());
-        let busy = self.busy_elsewhere.clone();
-        tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let all = with_gold
-                .into_iter()
-                .map(|(worker, completion, prompt)| {
-                    let gold = prompt.as_ref().map_or("", |prompt| &prompt.gold);
-                    scorer.score(worker, completion, gold)
-                })
-                .collect();
-            busy.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            let _ = notes.send(Note::Scored(all));
+        let (tokenizer, busy) = (self.parts.tokenizer.clone(), self.busy_elsewhere.clone());
+        tokio::spawn(async move {
+            let done = |all| drop(notes.send(Note::Scored(all)));
+            if let Err(error) = scorer.score(tokenizer, waiting, &busy, done).await {
+                let _ = notes.send(Note::Failed(error.to_string()));
+            }
         });
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tina_model::Tokenizer;
 use tina_proto::v1::{
     self, LearnerCommand, RunStatus, WorkerCommand, learner_command, worker_command,
 };
@@ -74,6 +75,7 @@ pub(super) struct Parts {
     pub(super) base: Counters,
     pub(super) journal: Journal,
     pub(super) scorer: Scorer,
+    pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) prompts: Prompts,
     /// `None`: nothing is trained, so there is nothing to keep.
     pub(super) shelf: Option<Shelf>,
@@ -262,6 +264,7 @@ impl Shell {
                     groups.resize_with(groups.len().max(index + 1), Vec::new);
                     groups[index].push(scored);
                 }
+                let groups = self.finish(groups);
                 self.send_batch(session, version, round, &groups)
                     .into_iter()
                     .for_each(|event| self.handle(event));

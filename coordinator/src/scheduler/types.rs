@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tina_proto::v1;
+use tina_reward::Share;
 
 /// One stream of a worker or a learner; the shell gives each a new number.
 pub type Session = u64;
@@ -140,8 +141,10 @@ pub struct SampleId {
 pub struct RewardValue {
     /// The reward's name in the config.
     pub name: Arc<str>,
-    /// Its value; `None`: it could not be judged.
+    /// Its value; `None`: it could not be judged, or waits for its group.
     pub value: Option<f64>,
+    /// It waits for its group: what is known of this completion alone.
+    pub share: Option<Share>,
 }
 
 /// A completion with its verdicts; what the journal holds and the learner trains on.
@@ -153,9 +156,9 @@ pub struct Scored {
     pub worker: Arc<str>,
     /// Its text, special tokens left out.
     pub text: String,
-    /// Weighted sum of the rewards that judged it.
+    /// Weighted sum of the rewards that judged it; without those that wait for its group.
     pub reward: f64,
-    /// False: some reward could not judge it.
+    /// False: some reward could not judge it, and so it takes no part in its group.
     pub judged: bool,
     /// Right, as evaluation counts it.
     pub correct: bool,

@@ -62,12 +62,15 @@ pub(crate) fn model(folder: &Path) -> PathBuf {
     path
 }
 
-/// 4 steps of 3 prompts x 4 completions, evaluated before and after.
+/// 4 steps of 3 prompts x 4 completions, evaluated before and after. One reward looks at a
+/// completion alone, the other compares those of a group.
 pub(crate) fn config(folder: &Path, sets: &[&str]) -> RunConfig {
     let text = format!(
         "[run]\nname = \"t\"\ndir = \"{}\"\nsteps = 4\nkeep_every = 2\n[model]\nsource = \"{}\"\n\
          [data]\nsource = \"arithmetic:add1\"\nchat = false\nheld_out = 10\n\
          [sampling]\nmax_tokens = 8\n[[reward]]\nkind = \"numeric\"\n\
+         [[reward]]\nkind = \"length\"\njudge = \"numeric\"\n\
+         compat = \"tina\"\nweight = 0.5\n\
          [algorithm]\nprompts_per_step = 3\ncompletions_per_prompt = 4\n[lora]\nrank = 2\n\
          [cluster]\nlisten = \"127.0.0.1:0\"\nheartbeat_ms = 100\nworker_timeout_s = 2.0\n\
          sync_timeout_s = 2.0\nstart_timeout_s = 20.0\n[cost]\nusd_per_hour = 3600.0\n",
@@ -213,7 +216,9 @@ fn sample(key: &[u8], index: u32, version: &v1::PolicyVersion) -> Vec<u32> {
         .chain_update(index.to_le_bytes())
         .chain_update(&version.digest)
         .finalize();
-    vec![1 + u32::from(hash[0]) % 2, 1 + u32::from(hash[1]) % 10, 0]
+    // A digit or two, and the end, which is no text.
+    let second = (1 + u32::from(hash[1]) % 10) * u32::from(hash[2] % 2);
+    vec![1 + u32::from(hash[0]) % 2, second, 0]
 }
 
 /// Dials again and again, until told to stop or given up on.

@@ -1,9 +1,34 @@
 //! From an answer's text to its tree.
+//!
+//! - `normalise`: what stands around an answer and says nothing. `lexer` (with `numbers`, `words`
+//!   and `commands`): characters to tokens, LaTeX, Unicode and typed text alike.
+//! - `list`, `pratt`, `atoms`, `functions`, `environments`: tokens to a tree, in one pass without
+//!   going back, so that the work is linear in the text.
+//!
+//! What the reference understands by an answer is `latex2sympy2-extended`'s grammar behind
+//! `math_normalization.py`; where it misreads (`1 1/4`, `7.02e5`, `12\,345`, `0.\overline{3}`), this
+//! reads what was meant.
+
+mod atoms;
+mod commands;
+mod environments;
+mod functions;
+mod lexer;
+mod list;
+mod normalise;
+mod numbers;
+mod pratt;
+mod token;
+mod words;
+
+#[cfg(test)]
+mod tests;
 
 use super::{
     expr::Expr,
     fuel::{Fuel, OutOfFuel},
 };
+use pratt::Parser;
 
 /// In which language an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +79,9 @@ pub enum ParseError {
     OutOfFuel(#[from] OutOfFuel),
 }
 
+/// Levels that a tree may have.
+const MAX_LEVELS: usize = 100;
+
 /// Reads an answer.
 ///
 /// # Errors
@@ -64,6 +92,91 @@ pub fn parse(
     repairs: Repairs,
     fuel: &mut Fuel,
 ) -> Result<Expr, ParseError> {
-    let _ = (text, syntax, repairs, fuel);
-    Err(ParseError::Empty)
+    fuel.spend(text.len() as u64)?;
+    let chars: Vec<char> = text.chars().collect();
+    let range = normalise::inside(&chars);
+    let inside = chars.get(range.clone()).unwrap_or(&[]);
+    if inside.is_empty() {
+        return Err(ParseError::Empty);
+    }
+    let whole: String = inside.iter().collect();
+    if words::is_prose(&whole) {
+        return Ok(Expr::Text(normalise::words(&whole)));
+    }
+    if syntax == Syntax::Plain
+        && let Some(decimal) = normalise::decimal_comma(&whole)
+    {
+        return Ok(decimal);
+    }
+    let last = normalise::last_side(inside).map(|at| range.start + at..range.end);
+    if repairs.equations
+        && let Some(last) = last
+    {
+        return read(&chars, last, repairs, fuel);
+    }
+    match read(&chars, range, repairs, fuel) {
+        // As the reference does: what can't be read is not needed when only the last side counts.
+        Err(ParseError::Malformed { at, message }) => match last {
+            Some(last) => {
+                read(&chars, last, repairs, fuel).map_err(|_| ParseError::Malformed { at, message })
+            }
+            None => Err(ParseError::Malformed { at, message }),
+        },
+        other => other,
+    }
+}
+
+fn read(
+    chars: &[char],
+    range: std::ops::Range<usize>,
+    repairs: Repairs,
+    fuel: &mut Fuel,
+) -> Result<Expr, ParseError> {
+    let end = range.end;
+    let tokens = lexer::tokens(chars.get(range.clone()).unwrap_or(&[]), range.start, fuel)?;
+    if tokens.is_empty() {
+        return Err(ParseError::Empty);
+    }
+    let expr = Parser::new(tokens, end, repairs, fuel).answer()?;
+    if levels(&expr, 0) > MAX_LEVELS {
+        return Err(ParseError::TooDeep);
+    }
+    Ok(expr)
+}
+
+/// Levels of a tree. The parser bounds them to a few thousand on its own (nesting times chains).
+fn levels(expr: &Expr, above: usize) -> usize {
+    children(expr)
+        .map(|child| levels(child, above + 1))
+        .max()
+        .unwrap_or(above + 1)
+}
+
+/// The subtrees right under a tree's root.
+fn children(expr: &Expr) -> Box<dyn Iterator<Item = &Expr> + '_> {
+    match expr {
+        Expr::Number(_)
+        | Expr::Decimal(_)
+        | Expr::Constant(_)
+        | Expr::Symbol(_)
+        | Expr::Text(_) => Box::new(std::iter::empty()),
+        Expr::Sum(items)
+        | Expr::Product(items)
+        | Expr::Call(_, items)
+        | Expr::Set(items)
+        | Expr::Delimited { items, .. }
+        | Expr::SetOperation(_, items)
+        | Expr::Relation { sides: items, .. }
+        | Expr::And(items)
+        | Expr::Or(items) => Box::new(items.iter()),
+        Expr::Quotient(a, b) | Expr::Power(a, b) => Box::new([a.as_ref(), b.as_ref()].into_iter()),
+        Expr::PlusMinus { left, right, .. } => {
+            Box::new([left.as_ref(), right.as_ref()].into_iter())
+        }
+        Expr::SetBuilder { element, condition } => {
+            Box::new([element.as_ref(), condition.as_ref()].into_iter())
+        }
+        Expr::Negated(a) | Expr::Percent(a) => Box::new(std::iter::once(a.as_ref())),
+        Expr::Matrix(rows) => Box::new(rows.iter().flatten()),
+    }
 }

@@ -1,0 +1,293 @@
+//! Comparison by evaluation at random points. A difference larger than its error's bound is one; a
+//! difference of nothing within the bound, at several points and once in higher precision, is none.
+
+use super::{
+    super::{
+        expr::{Expr, Function},
+        fuel::Fuel,
+    },
+    NotJudged, Result,
+    complex::Complex,
+    evaluate::{Evaluator, Region, Stop},
+    real::Fault,
+    shape,
+};
+use num_rational::BigRational;
+use std::cmp::Ordering;
+
+/// Bits of the first evaluations (77 digits) and of the last (231 digits).
+const BITS: u64 = 256;
+const MORE_BITS: u64 = 768;
+/// Bits that agreeing values must at least share.
+const SHARED: i64 = 180;
+/// Points at which values agree before they are taken to be the same.
+const POINTS: usize = 3;
+
+/// What evaluation says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Same,
+    Different,
+    /// There is no point at which both have a value.
+    Undefined,
+}
+
+/// What one point says.
+enum AtPoint {
+    Agree,
+    Differ,
+    /// One has no value here, or too little of it is known.
+    Silent,
+    /// One is too large to be computed, the other may not be.
+    TooLarge,
+}
+
+/// How values are compared.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// Odd roots of negative numbers are real.
+    real_roots: bool,
+}
+
+fn too_large() -> NotJudged {
+    NotJudged::TooMuchWork("a number is too large".to_owned())
+}
+
+/// Compares two expressions by their values.
+pub(super) fn compare(gold: &Expr, answer: &Expr, fuel: &mut Fuel) -> Result<Outcome> {
+    let mut odd_root = false;
+    let outcome = read(
+        gold,
+        answer,
+        Reading { real_roots: false },
+        &mut odd_root,
+        fuel,
+    )?;
+    if outcome != Outcome::Same && odd_root {
+        // The other reading of ∛−8.
+        return read(
+            gold,
+            answer,
+            Reading { real_roots: true },
+            &mut odd_root,
+            fuel,
+        );
+    }
+    Ok(outcome)
+}
+
+fn read(
+    gold: &Expr,
+    answer: &Expr,
+    reading: Reading,
+    odd_root: &mut bool,
+    fuel: &mut Fuel,
+) -> Result<Outcome> {
+    let constant = shape::is_constant(gold) && shape::is_constant(answer);
+    let mut agreed: Option<(Region, u64)> = None;
+    let mut agreements = 0;
+    let mut complex_only = None;
+    let mut too_large_met = false;
+    for (region, salt) in points(gold, answer, constant) {
+        let mut left_reals = false;
+        let verdict = at_point(
+            gold,
+            answer,
+            BITS,
+            region,
+            salt,
+            reading,
+            odd_root,
+            &mut left_reals,
+            fuel,
+        )?;
+        // With variables, a detour over complex numbers makes identities of real analysis fail by a
+        // convention of branches: such points only count where there are no others. Below zero they
+        // don't.
+        if left_reals && !constant {
+            if region != Region::Signed {
+                match verdict {
+                    AtPoint::Differ => complex_only = Some(false),
+                    AtPoint::Agree => {
+                        complex_only = complex_only.or(Some(true));
+                        agreed = agreed.or(Some((region, salt)));
+                    }
+                    AtPoint::Silent | AtPoint::TooLarge => {}
+                }
+            }
+            continue;
+        }
+        match verdict {
+            AtPoint::Differ => return Ok(Outcome::Different),
+            AtPoint::Agree => {
+                agreed = agreed.or(Some((region, salt)));
+                agreements += 1;
+                if agreements >= POINTS && region == Region::Signed || constant {
+                    break;
+                }
+            }
+            AtPoint::Silent => {}
+            AtPoint::TooLarge => too_large_met = true,
+        }
+    }
+    if agreements == 0 && complex_only != Some(true) {
+        if too_large_met {
+            return Err(too_large());
+        }
+        return Ok(if complex_only == Some(false) {
+            Outcome::Different
+        } else {
+            Outcome::Undefined
+        });
+    }
+    // Once more, where a tiny difference would show.
+    if let Some((region, salt)) = agreed {
+        let mut left_reals = false;
+        let last = at_point(
+            gold,
+            answer,
+            MORE_BITS,
+            region,
+            salt,
+            reading,
+            odd_root,
+            &mut left_reals,
+            fuel,
+        )?;
+        if matches!(last, AtPoint::Differ) {
+            return Ok(Outcome::Different);
+        }
+    }
+    Ok(Outcome::Same)
+}
+
+/// Where to evaluate: positive numbers of three sizes, then some that are negative; whole numbers where
+/// there is a factorial of a variable.
+fn points(gold: &Expr, answer: &Expr, constant: bool) -> Vec<(Region, u64)> {
+    if constant {
+        return vec![(Region::Small, 0)];
+    }
+    let counts = |node: &Expr| {
+        matches!(node, Expr::Call(Function::Factorial | Function::DoubleFactorial | Function::Binomial, items)
+            if items.iter().any(|item| !shape::is_constant(item)))
+    };
+    if shape::any(gold, &counts) || shape::any(answer, &counts) {
+        return (0..8).map(|salt| (Region::Whole, salt)).collect();
+    }
+    vec![
+        (Region::Small, 0),
+        (Region::Unit, 0),
+        (Region::Large, 0),
+        (Region::Small, 1),
+        (Region::Signed, 0),
+        (Region::Signed, 1),
+    ]
+}
+
+fn at_point(
+    gold: &Expr,
+    answer: &Expr,
+    bits: u64,
+    region: Region,
+    salt: u64,
+    reading: Reading,
+    odd_root: &mut bool,
+    left_reals: &mut bool,
+    fuel: &mut Fuel,
+) -> Result<AtPoint> {
+    let mut evaluator = Evaluator {
+        bits,
+        region,
+        salt,
+        real_roots: reading.real_roots,
+        left_reals: false,
+        odd_root: false,
+        fuel,
+    };
+    let (ours, theirs) = (evaluator.value(gold), evaluator.value(answer));
+    *left_reals |= evaluator.left_reals;
+    *odd_root |= evaluator.odd_root;
+    match (ours, theirs) {
+        (Err(Stop::OutOfFuel), _) | (_, Err(Stop::OutOfFuel)) => {
+            Err(super::super::fuel::OutOfFuel.into())
+        }
+        (Err(Stop::Fault(Fault::TooLarge)), _) | (_, Err(Stop::Fault(Fault::TooLarge))) => {
+            Ok(AtPoint::TooLarge)
+        }
+        (Err(_), _) | (_, Err(_)) => Ok(AtPoint::Silent),
+        (Ok(ours), Ok(theirs)) => Ok(difference(&ours, &theirs, bits)),
+    }
+}
+
+fn difference(ours: &Complex, theirs: &Complex, bits: u64) -> AtPoint {
+    let difference = ours.minus(theirs, bits);
+    let sure = |sign: Option<Ordering>| sign.is_some_and(Ordering::is_ne);
+    if sure(difference.re.sign()) || sure(difference.im.sign()) {
+        return AtPoint::Differ;
+    }
+    let size = ours.magnitude().max(theirs.magnitude()).max(0);
+    let shared = SHARED * (bits / BITS) as i64;
+    if difference.error() <= size - shared {
+        AtPoint::Agree
+    } else {
+        AtPoint::Silent
+    }
+}
+
+/// A rational close to a real constant; None where it is not real, or has no value.
+pub(super) fn real_value(constant: &Expr, fuel: &mut Fuel) -> Result<Option<BigRational>> {
+    for real_roots in [false, true] {
+        let mut evaluator = Evaluator {
+            bits: BITS,
+            region: Region::Small,
+            salt: 0,
+            real_roots,
+            left_reals: false,
+            odd_root: false,
+            fuel,
+        };
+        match evaluator.value(constant) {
+            Ok(value) if value.im.sign().is_none_or(Ordering::is_eq) => {
+                return Ok(value.re.to_rational());
+            }
+            Ok(_) if evaluator.odd_root => {}
+            Ok(_) | Err(Stop::Fault(Fault::Undefined)) => return Ok(None),
+            Err(Stop::Fault(Fault::TooLarge)) => return Err(too_large()),
+            Err(Stop::OutOfFuel) => return Err(super::super::fuel::OutOfFuel.into()),
+        }
+    }
+    Ok(None)
+}
+
+/// The sign of what is the same number other than zero at every point; None where it is not.
+pub(super) fn constant_sign(expression: &Expr, fuel: &mut Fuel) -> Result<Option<Ordering>> {
+    let mut first: Option<Complex> = None;
+    let mut agreements = 0;
+    for (region, salt) in points(expression, expression, false) {
+        let mut evaluator = Evaluator {
+            bits: BITS,
+            region,
+            salt,
+            real_roots: false,
+            left_reals: false,
+            odd_root: false,
+            fuel,
+        };
+        let value = evaluator.value(expression);
+        if evaluator.left_reals && region == Region::Signed {
+            continue;
+        }
+        match (value, &first) {
+            (Err(Stop::OutOfFuel), _) => return Err(super::super::fuel::OutOfFuel.into()),
+            (Err(_), _) => {}
+            (Ok(value), None) => first = Some(value),
+            (Ok(value), Some(before)) => match difference(before, &value, BITS) {
+                AtPoint::Agree => agreements += 1,
+                AtPoint::Differ => return Ok(None),
+                AtPoint::Silent | AtPoint::TooLarge => {}
+            },
+        }
+    }
+    let sign = first.and_then(|value| value.re.sign());
+    Ok(sign.filter(|sign| agreements > 0 && sign.is_ne()))
+}
