@@ -62,12 +62,17 @@ pub(crate) fn phase(status: &v1::RunStatus) -> &'static str {
 /// One line for a step that is done.
 pub(crate) fn step(record: &v1::StepRecord, steps: u64, remaining_seconds: f64) -> String {
     let width = steps.to_string().len();
+    let unjudged = |r: &v1::RewardRecord| match r.not_judged {
+        0 => String::new(),
+        count => format!(" [{count} not judged]"),
+    };
     let rewards = match record.rewards.as_slice() {
-        [] | [_] => String::new(),
+        [] => String::new(),
+        [one] => unjudged(one),
         many => {
             let each: Vec<_> = many
                 .iter()
-                .map(|r| format!("{} {:.2}", r.name, r.mean))
+                .map(|r| format!("{} {:.2}{}", r.name, r.mean, unjudged(r)))
                 .collect();
             format!(" ({})", each.join(", "))
         }
@@ -163,16 +168,16 @@ mod tests {
 
     #[test]
     fn a_step_is_told_in_one_line() {
-        let reward = |name: &str, mean| v1::RewardRecord {
+        let reward = |name: &str, mean, not_judged| v1::RewardRecord {
             name: name.into(),
             mean,
-            not_judged: 0,
+            not_judged,
         };
         let record = v1::StepRecord {
             step: 3,
             reward_mean: 0.125,
             reward_std: 0.331,
-            rewards: vec![reward("numeric", 0.125), reward("format", 1.0)],
+            rewards: vec![reward("numeric", 0.125, 2), reward("format", 1.0, 0)],
             groups_without_signal: 0.375,
             completion_tokens_mean: 22.9,
             tokens_per_second: 411.6,
@@ -185,9 +190,9 @@ mod tests {
         };
         assert_eq!(
             step(&record, 30, 130.0),
-            "step  3/30  reward 0.125 ± 0.331 (numeric 0.12, format 1.00)  no signal 38 %  length \
-             22.9  412 tok/s  sample 3.6 s, score 0.00 s, learn 4.0 s, sync 0.05 s  $0.0012  2:10 \
-             left"
+            "step  3/30  reward 0.125 ± 0.331 (numeric 0.12 [2 not judged], format 1.00)  no \
+             signal 38 %  length 22.9  412 tok/s  sample 3.6 s, score 0.00 s, learn 4.0 s, sync \
+             0.05 s  $0.0012  2:10 left"
         );
     }
 

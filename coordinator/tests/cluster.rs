@@ -24,7 +24,7 @@ fn a_run_trains_evaluates_and_leaves_its_adapter() {
     let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
     let record = coordinator.wait_for_step(2);
     assert_eq!(record.tokens_sampled, 36);
-    assert!(record.reward_mean >= 0.0 && record.seconds_total > 0.0);
+    assert!(record.rewards[0].mean >= 0.0 && record.seconds_total > 0.0);
     let summary = coordinator.finish().unwrap();
     assert_eq!((summary.steps, summary.stopped_early), (4, false));
     assert!(summary.accuracy_before.is_some() && summary.accuracy_after.is_some());
@@ -338,6 +338,44 @@ fn a_batch_that_the_learner_refuses_ends_the_run_with_its_reason() {
     let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
     let error = coordinator.finish().unwrap_err().to_string();
     assert!(error.contains("I don't like it"), "{error}");
+}
+
+#[test]
+fn a_program_scores_in_a_run_and_one_that_never_starts_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // Answers with half a mark, and not at all where the completion begins with a 1.
+    let script = folder.path().join("half.sh");
+    std::fs::write(
+        &script,
+        "while read -r line; do\n\
+         id=${line##*'\"id\":'}; id=${id%?}\n\
+         case \"$line\" in '{\"completion\":\"1'*) value=null;; *) value=0.5;; esac\n\
+         echo \"{\\\"id\\\": $id, \\\"reward\\\": $value}\"\n\
+         done\n",
+    )
+    .unwrap();
+    let command = |words: &str| format!("reward.2.command={words}");
+    let sets = |command: &str| {
+        let sets = ["reward.2.kind=external", "reward.2.name=mine", command];
+        config(folder.path(), &sets)
+    };
+    let good = sets(&command(&format!("[\"sh\", \"{}\"]", script.display())));
+    let roles = Roles::start(&[Manners::default()], 1);
+    let coordinator = Coordinator::start(good, false, &roles.address);
+    let record = coordinator.wait_for_step(3);
+    let mine = &record.rewards[2];
+    assert_eq!((mine.name.as_str(), mine.mean), ("mine", 0.5));
+    assert!((1..12).contains(&mine.not_judged), "{mine:?}");
+    let summary = coordinator.finish().unwrap();
+    assert_eq!(summary.steps, 4);
+
+    let mut broken = sets(&command("[\"/nowhere/to/be/found\"]"));
+    broken.run.name = "broken".to_owned();
+    let roles = Roles::start(&[Manners::default()], 1);
+    let error = Coordinator::start(broken, false, &roles.address).finish();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("reward \"mine\""), "{error}");
+    assert!(error.contains("can't be started"), "{error}");
 }
 
 #[test]

@@ -153,6 +153,9 @@ pub struct TextModel {
     pub tokenizer: Tokenizer,
     /// Its chat template; base models have none.
     pub chat: Option<ChatTemplate>,
+    /// What any chat template may call its special tokens (`bos_token` and the like), with their
+    /// texts.
+    pub special_tokens: Vec<(String, String)>,
     /// The tokens that end a completion, sorted.
     pub stop_token_ids: Vec<u32>,
 }

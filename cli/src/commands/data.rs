@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut config = RunConfig::load(&args.config, &args.sets)?;
     let source: ModelSource = config.model.source.parse()?;
     let text = tina_model::open_text(&source)?;
-    let renderer = PromptRenderer::new(&config, &text.tokenizer, text.chat.as_ref())?;
+    let renderer = PromptRenderer::new(&config, &text)?;
     let data = DataSet::load(&config, &renderer)?;
     config.settle_steps(data.train_len());
     let page = page(&config, &data, &text.tokenizer)?;

@@ -332,9 +332,11 @@ fn check_data(config: &RunConfig, reader: &mut Reader) {
     if let Some(source) = &data.held_out_source {
         read(&mut complain, "data.held_out_source", source);
     }
-    let mut texts = |scope: &str, template: Option<&String>, filter: &[String]| {
-        if let Some(Err(message)) = template.map(|text| PromptTemplate::parse(text)) {
-            complain(&format!("{scope}.prompt_template"), message);
+    let mut texts = |scope: &str, templates: [Option<&String>; 2], filter: &[String]| {
+        for (key, template) in ["prompt_template", "answer_template"].iter().zip(templates) {
+            if let Some(Err(message)) = template.map(|text| PromptTemplate::parse(text)) {
+                complain(&format!("{scope}.{key}"), message);
+            }
         }
         for text in filter {
             if let Err(error) = Filter::parse(text) {
@@ -342,12 +344,13 @@ fn check_data(config: &RunConfig, reader: &mut Reader) {
             }
         }
     };
-    texts("data", Some(&data.prompt_template), &data.filter);
+    let templates = [&data.prompt_template, &data.answer_template];
+    texts("data", templates.map(Some), &data.filter);
     for (at, source) in data.sources.iter().enumerate() {
         let filter = source.filter.as_deref().unwrap_or(&[]);
         texts(
             &format!("data.sources.{at}"),
-            source.prompt_template.as_ref(),
+            [&source.prompt_template, &source.answer_template].map(Option::as_ref),
             filter,
         );
     }

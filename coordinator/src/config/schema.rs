@@ -81,13 +81,13 @@ impl Reader {
         self.complain(path, place, message);
     }
 
-    pub(super) fn remember(&mut self, path: &str, place: Place) {
-        self.places.insert(path.to_owned(), place);
+    /// Where a key was written, by its path from the root; none: nowhere.
+    pub(super) fn place_of(&self, path: &str) -> Option<Place> {
+        self.places.get(path).copied()
     }
 
-    /// Whether a key was written, by its path.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.places.contains_key(path)
+    pub(super) fn remember(&mut self, path: &str, place: Place) {
+        self.places.insert(path.to_owned(), place);
     }
 
     /// The entries of a section's table; complains about unknown keys.

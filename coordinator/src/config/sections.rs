@@ -104,6 +104,8 @@ section! {
         answer_field: Option<String> = None;
         /// The user's message.
         prompt_template: Option<String> = None;
+        /// The gold answer as rewards see it.
+        answer_template: Option<String> = None;
         /// System message.
         system_prompt: Option<String> = None;
         /// Rows that don't meet all of these are left out.
@@ -126,8 +128,8 @@ section! {
         source: Option<String> = None;
         /// Several sources instead of one, each a `[[data.sources]]` with `source`, and where they
         /// differ: `weight` (its share of the prompts drawn; unset in all: every problem once an
-        /// epoch), `question_field`, `answer_field`, `prompt_template`, `system_prompt`, `filter`,
-        /// `answer`, `limit`.
+        /// epoch), `question_field`, `answer_field`, `prompt_template`, `answer_template`,
+        /// `system_prompt`, `filter`, `answer`, `limit`.
         sources: Vec<SourceSection> = Vec::new();
         /// Field of a row that holds the question; a field of what is nested is `a.b`, an item of a
         /// list `a.0`.
@@ -137,10 +139,16 @@ section! {
         /// The user's message; `{field}` stands for a field of the row, `{question}` for the
         /// question, `{{` and `}}` for braces.
         prompt_template: String = String::from("{question}");
-        /// System message; unset: as the model's chat template has it.
+        /// The gold answer as rewards see it, written like prompt_template: `${answer}$` for one that
+        /// is bare LaTeX, which the verifier of mathematics looks for between dollar signs.
+        answer_template: String = String::from("{answer}");
+        /// System message; unset: as the chat template has it.
         system_prompt: Option<String> = None;
-        /// Ask through the model's chat template; false: the prompt is the bare text.
+        /// Ask through the chat template; false: the prompt is the bare text.
         chat: bool = true;
+        /// File with a chat template (Jinja, as `transformers` renders it) to use instead of the
+        /// model's own, relative to the config file.
+        chat_template: Option<String> = None;
         /// Rows that don't meet all of these are left out, and counted: `level <= 2`,
         /// `subject == "Algebra"`, `source in ["amc", "aime"]`; also `!=`, `<`, `>=`, `>`.
         filter: Vec<String> = Vec::new();
@@ -369,12 +377,24 @@ section! {
 }
 
 choices! {
-    /// How token losses are averaged.
+    /// How token losses become the batch's loss.
     Loss {
-        /// Over a completion's tokens, then over completions.
+        /// Mean over a completion's tokens, then over completions.
         Grpo = "grpo",
-        /// Over all tokens of the batch.
+        /// Mean over all tokens of the batch.
         Dapo = "dapo",
+        /// Sum over all tokens, divided by what they can be at most.
+        DrGrpo = "dr_grpo",
+    }
+}
+
+choices! {
+    /// How rewards become advantages.
+    Advantage {
+        /// Relative to the group's mean, in units of its standard deviation.
+        Group = "group",
+        /// Relative to the group's mean.
+        Unscaled = "unscaled",
     }
 }
 
@@ -382,8 +402,13 @@ section! {
     /// GRPO.
     AlgorithmSection {
         /// `grpo`: mean over a completion's tokens, then over completions; `dapo`: mean over all
-        /// tokens of the batch.
+        /// tokens of the batch; `dr_grpo`: sum over all tokens, divided by the batch's completions
+        /// times sampling.max_tokens, so that a token counts the same in a short completion and in
+        /// a long one (arXiv 2503.20783).
         loss: Loss = Loss::Grpo;
+        /// `group`: (reward - mean) / (std + 1e-4) over the completions of a prompt; `unscaled`:
+        /// reward - mean, as in Dr. GRPO (arXiv 2503.20783).
+        advantage: Advantage = Advantage::Group;
         /// Prompts of one step, each a group.
         #[unit = "prompts"]
         prompts_per_step: u32 = 8;

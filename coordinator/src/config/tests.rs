@@ -307,6 +307,25 @@ fn a_bad_value_in_a_list_is_told_by_its_place() {
 }
 
 #[test]
+fn what_is_unset_of_a_reward_follows_from_the_rest() {
+    let sets = [
+        "reward.0.kind=cosine",
+        "reward.1.kind=cosine",
+        "reward.1.name=published",
+        "reward.1.compat=tina",
+        "reward.2.kind=soft_overlong",
+        "reward.3.kind=accuracy",
+        "sampling.max_tokens=3584",
+    ];
+    let config = parse(SMALL, &sets).expect("valid");
+    let limits: Vec<_> = config.reward.iter().map(|reward| reward.max_len).collect();
+    assert_eq!(limits, [Some(3584), None, Some(3584), None]);
+    assert_eq!(config.eval.reward.as_deref(), Some("accuracy"));
+    let again = parse(&config.to_toml(), &[]).expect("valid");
+    assert_eq!(config, again);
+}
+
+#[test]
 fn several_sources_stand_beside_each_other_and_not_beside_one() {
     let several = SMALL.replace(
         "source = \"problems.jsonl\"",
@@ -358,23 +377,4 @@ fn epochs_stand_for_steps() {
     let config = parse(&epochs, &["run.steps=5", "learner.warmup_steps=3"]).expect("valid");
     assert_eq!((config.run.steps, config.data.epochs), (5, Some(2.0)));
     assert!(parse(SMALL, &["run.steps=0"]).is_err());
-}
-
-#[test]
-fn what_is_unset_of_a_reward_follows_from_the_rest() {
-    let sets = [
-        "reward.0.kind=cosine",
-        "reward.1.kind=cosine",
-        "reward.1.name=published",
-        "reward.1.compat=tina",
-        "reward.2.kind=soft_overlong",
-        "reward.3.kind=accuracy",
-        "sampling.max_tokens=3584",
-    ];
-    let config = parse(SMALL, &sets).expect("valid");
-    let limits: Vec<_> = config.reward.iter().map(|reward| reward.max_len).collect();
-    assert_eq!(limits, [Some(3584), None, Some(3584), None]);
-    assert_eq!(config.eval.reward.as_deref(), Some("accuracy"));
-    let again = parse(&config.to_toml(), &[]).expect("valid");
-    assert_eq!(config, again);
 }

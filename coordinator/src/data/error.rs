@@ -1,6 +1,6 @@
 //! Why there are no problems to work on.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
 
@@ -80,6 +80,9 @@ pub enum DataError {
     /// The prompt template is malformed.
     #[error("data.prompt_template: {0}")]
     Template(String),
+    /// The template of the gold answer is malformed.
+    #[error("data.answer_template: {0}")]
+    AnswerTemplate(String),
     /// A filter is malformed, or names a field that no row has.
     #[error("data.filter: {filter:?}: {message}")]
     Filter {
@@ -106,10 +109,18 @@ pub enum DataError {
     },
     /// The model has no chat template.
     #[error(
-        "the model has no chat template; set data.chat = false to ask with the bare text of \
-         data.prompt_template"
+        "the model has no chat template; set data.chat_template to a file, or data.chat = false to \
+         ask with the bare text of data.prompt_template"
     )]
     NoChatTemplate,
+    /// The chat template of the config can't be used.
+    #[error("{path}: the chat template can't be used (data.chat_template)")]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ChatTemplateError,
+    },
     /// A prompt could not be rendered or tokenized.
     #[error("problem {id}: the prompt can't be made")]
     Render {
@@ -118,6 +129,17 @@ pub enum DataError {
         /// Why.
         source: tina_model::ModelError,
     },
+}
+
+/// Why a chat template can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatTemplateError {
+    /// The file can't be read.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// It is not a template.
+    #[error(transparent)]
+    Malformed(#[from] tina_model::ModelError),
 }
 
 fn bad_rows(first: &[BadRow], count: &usize) -> String {

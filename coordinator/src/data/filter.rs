@@ -1,6 +1,6 @@
 //! Filters on rows: `difficulty_level <= 2`, `subject == "Algebra"`, `source in ["amc", "aime"]`.
 
-use std::cmp::Ordering;
+use std::{borrow::Cow, cmp::Ordering};
 
 use serde_json::Value;
 
@@ -111,12 +111,12 @@ impl Filter {
     /// are unequal, and neither less nor greater. Text that is a number compares with a number by
     /// its value.
     pub fn keeps(&self, row: &Row) -> bool {
-        let there = field(row, &self.field).unwrap_or(&Value::Null);
+        let there = field(row, &self.field).unwrap_or(Cow::Owned(Value::Null));
         match &self.test {
-            Test::In(items) => items.iter().any(|item| same(there, item)),
-            Test::Is(Compare::Equal, value) => same(there, value),
-            Test::Is(Compare::Unequal, value) => !same(there, value),
-            Test::Is(compare, value) => order(there, value).is_some_and(|order| match compare {
+            Test::In(items) => items.iter().any(|item| same(&there, item)),
+            Test::Is(Compare::Equal, value) => same(&there, value),
+            Test::Is(Compare::Unequal, value) => !same(&there, value),
+            Test::Is(compare, value) => order(&there, value).is_some_and(|order| match compare {
                 Compare::Less => order.is_lt(),
                 Compare::LessOrEqual => order.is_le(),
                 Compare::Greater => order.is_gt(),

@@ -22,10 +22,10 @@ mod set;
 mod source;
 mod template;
 
-pub use error::{BadRow, DataError};
+pub use error::{BadRow, ChatTemplateError, DataError};
 pub use filter::Filter;
 pub use problem::{AnswerKind, Problem, RowFormat, SourceProblems, read_problems};
-pub use render::{PromptRenderer, TEMPLATE_TIME};
+pub use render::{PromptRenderer, chat_template};
 pub use report::{DataReport, SourceReport};
 pub use set::{DataSet, Prompt};
 pub use source::{Source, SourceFile};

@@ -37,6 +37,8 @@ pub struct RowFormat {
     pub answer_field: String,
     /// The user's message.
     pub template: PromptTemplate,
+    /// The gold answer as rewards see it: `{answer}` is that of the row.
+    pub answer_template: PromptTemplate,
     /// Rows that don't meet all of these are left out.
     pub filter: Vec<Filter>,
     /// Rows whose gold answer is of another kind are left out.
@@ -52,6 +54,7 @@ impl RowFormat {
             question_field: question_field.to_owned(),
             answer_field: answer_field.to_owned(),
             template,
+            answer_template: PromptTemplate::field("answer"),
             filter: Vec::new(),
             answers: Answers::Any,
             keep: Vec::new(),
@@ -61,7 +64,8 @@ impl RowFormat {
     /// The fields that are looked at.
     fn wanted(&self) -> Vec<String> {
         let own = [&self.question_field, &self.answer_field];
-        let template = self.template.fields().filter(|name| !is_own(name));
+        let templates = self.template.fields().chain(self.answer_template.fields());
+        let template = templates.filter(|name| !is_own(name));
         let mut wanted = vec!["id".to_owned()];
         wanted.extend(own.into_iter().cloned());
         wanted.extend(template.map(str::to_owned));
@@ -209,15 +213,16 @@ impl Reading<'_> {
             .into_iter()
             .map(|(name, text)| (name.to_owned(), Value::from(text.as_str())))
             .collect();
-            let filled = self
-                .format
-                .template
-                .fill(|name| row.get(name).and_then(text));
-            problem.prompt = filled.map_err(|name| {
-                DataError::Template(format!(
-                    "built-in problems have no field {name:?}: {{question}}"
-                ))
-            })?;
+            let fill = |template: &PromptTemplate| {
+                template
+                    .fill(|name| row.get(name).and_then(text))
+                    .map_err(|name| {
+                        format!("built-in problems have no field {name:?}: {{question}}")
+                    })
+            };
+            problem.prompt = fill(&self.format.template).map_err(DataError::Template)?;
+            problem.answer =
+                fill(&self.format.answer_template).map_err(DataError::AnswerTemplate)?;
             if !self.keeps(&row) {
                 self.out.filtered += 1;
             } else if !fits(&problem.answer, self.format.answers) {
@@ -270,27 +275,31 @@ fn problem(
             fields.join(", ")
         )
     };
-    let text_of = |name: &str| field(row, name).and_then(text);
+    let text_of = |name: &str| field(row, name).and_then(|value| text(&value));
     let required = |name: &str, key: &str| match field(row, name) {
         None => Err(missing(name, key)),
-        Some(value) => text(value)
+        Some(value) => text(&value)
             .filter(|text| !text.trim().is_empty())
             .ok_or_else(|| {
-                let value = shown(value);
+                let value = shown(&value);
                 format!("field {name:?} must be text or a number, and not empty; it is {value}")
             }),
     };
     let question = required(&format.question_field, "data.question_field")?;
     let answer = required(&format.answer_field, "data.answer_field")?;
-    let filled = format.template.fill(|name| match name {
-        "question" => Some(question.clone()),
-        "answer" => Some(answer.clone()),
-        _ => text_of(name),
-    });
-    let prompt = filled.map_err(|name| missing(&name, "data.prompt_template"))?;
+    let fill = |template: &PromptTemplate, key: &str| {
+        let filled = template.fill(|name| match name {
+            "question" => Some(question.clone()),
+            "answer" => Some(answer.clone()),
+            _ => text_of(name),
+        });
+        filled.map_err(|name| missing(&name, key))
+    };
+    let prompt = fill(&format.template, "data.prompt_template")?;
+    let answer = fill(&format.answer_template, "data.answer_template")?;
     let id = text_of("id").unwrap_or_else(|| line.to_string());
     let kept = format.keep.iter();
-    let extra = kept.filter_map(|name| Some((name.clone(), field(row, name)?.clone())));
+    let extra = kept.filter_map(|name| Some((name.clone(), field(row, name)?.into_owned())));
     Ok(Problem {
         id: prefix.map_or_else(|| id.clone(), |prefix| format!("{prefix}:{id}")),
         extra: extra.collect(),

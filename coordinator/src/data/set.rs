@@ -61,6 +61,10 @@ impl SourceSpec {
             .prompt_template
             .as_ref()
             .unwrap_or(&data.prompt_template);
+        let answer_template = own
+            .answer_template
+            .as_ref()
+            .unwrap_or(&data.answer_template);
         let filter = own.filter.as_ref().unwrap_or(&data.filter);
         Ok(Self {
             source: own.source.parse()?,
@@ -76,6 +80,8 @@ impl SourceSpec {
                     .unwrap_or(&data.answer_field)
                     .clone(),
                 template: PromptTemplate::parse(template).map_err(DataError::Template)?,
+                answer_template: PromptTemplate::parse(answer_template)
+                    .map_err(DataError::AnswerTemplate)?,
                 filter: filter
                     .iter()
                     .map(|text| Filter::parse(text))
@@ -120,6 +126,7 @@ fn bare(source: &str) -> SourceSection {
         question_field: None,
         answer_field: None,
         prompt_template: None,
+        answer_template: None,
         system_prompt: None,
         filter: None,
         answer: None,

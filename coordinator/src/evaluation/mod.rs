@@ -359,13 +359,10 @@ fn prompts(
     text: &TextModel,
 ) -> Result<(Vec<Arc<Prompt>>, Vec<(String, usize)>), EvaluationError> {
     let run = &options.config;
-    let own = PromptRenderer::new(run, &text.tokenizer, text.chat.as_ref())?;
-    let mut bare = run.clone();
-    bare.data.system_prompt = None;
-    let paper = PromptRenderer::new(&bare, &text.tokenizer, text.chat.as_ref())?;
-    let renderer = match options.prompt {
-        PromptStyle::Config => &own,
-        PromptStyle::Paper => &paper,
+    let renderer = PromptRenderer::new(run, text)?;
+    let system = match options.prompt {
+        PromptStyle::Config => run.data.system_prompt.as_deref(),
+        PromptStyle::Paper => None,
     };
     let limit = options.limit.unwrap_or(usize::MAX);
     let (mut all, mut sizes) = (Vec::new(), Vec::new());
@@ -373,10 +370,10 @@ fn prompts(
         let rendered: Vec<Prompt> = match &place.source {
             Some(source) => suites::read(place, source, run, options.prompt, limit)?
                 .iter()
-                .map(|problem| renderer.render(problem))
+                .map(|problem| renderer.render_as(problem, system))
                 .collect::<Result<_, _>>()?,
             // As the run asks them: its template may need fields that only it knows.
-            None => DataSet::load(run, &own)?
+            None => DataSet::load(run, &renderer)?
                 .held_out(limit)
                 .iter()
                 .map(|prompt| (**prompt).clone())

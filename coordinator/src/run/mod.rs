@@ -8,6 +8,7 @@
 
 mod adapters;
 mod broadcast;
+mod error;
 pub(crate) mod folder;
 mod given;
 mod obey;
@@ -16,7 +17,7 @@ mod shell;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tina_model::{LoraConfig, ModelConfig, ModelError, ModelSource, TextModel};
+use tina_model::{LoraConfig, ModelConfig, ModelSource, TextModel};
 use tina_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,17 +26,20 @@ pub(crate) use self::given::{GivenAdapter, Weights};
 use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
 use crate::{
     config::{MAX_STOPS, RunConfig},
-    data::{DataError, DataSet, PromptRenderer},
-    journal::{self, Journal, JournalError, Note as JournalNote},
+    data::{DataSet, PromptRenderer},
+    journal::{self, Journal, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
-    services::{AdapterStore, DoorError, Doors, Limits, Shared},
+    services::{AdapterStore, Doors, Limits, Shared},
     statistics::Estimate,
     status::History,
     supervise::{Role, Supervisor},
 };
 
-pub use self::folder::{ADDRESS_FILE, CONFIG_FILE, JOURNAL_FILE};
+pub use self::{
+    error::CoordinatorError,
+    folder::{ADDRESS_FILE, CONFIG_FILE, JOURNAL_FILE},
+};
 
 /// How a run is started.
 #[derive(Clone, Debug)]
@@ -95,95 +99,6 @@ pub struct RunSummary {
     pub stopped_early: bool,
     /// The run's folder.
     pub run_dir: PathBuf,
-}
-
-/// Why a run can't begin or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum CoordinatorError {
-    /// A run of this name has steps already.
-    #[error(
-        "{run_dir} holds a run of {steps} steps: --resume goes on with it, --overwrite throws it \
-         away, another run.name leaves it be"
-    )]
-    Exists {
-        /// The run's folder.
-        run_dir: PathBuf,
-        /// Steps done.
-        steps: u64,
-    },
-    /// There is nothing to go on with.
-    #[error(
-        "{run_dir} holds no run to go on with: leave --resume out to begin it, or see that \
-         run.name and run.dir are right"
-    )]
-    NoRun {
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// Another coordinator has the folder.
-    #[error("{run_dir} is in use by another coordinator")]
-    InUse {
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// A file can't be read or written.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The model can't be had.
-    #[error("model {name}: {source}")]
-    Model {
-        /// As the config names it.
-        name: String,
-        /// Why.
-        source: Box<ModelError>,
-    },
-    /// The problems can't be had.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A reward can't be made.
-    #[error(transparent)]
-    Reward(#[from] tina_reward::RewardError),
-    /// The journal can't be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Nobody can dial in.
-    #[error(transparent)]
-    Doors(#[from] DoorError),
-    /// The run failed; what is done is kept.
-    #[error("{reason}")]
-    Failed {
-        /// Why, and what to do.
-        reason: String,
-        /// Steps done.
-        steps: u64,
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// Ended at once, on a second request to stop.
-    #[error("stopped at once after {steps} steps; --resume goes on from there")]
-    Interrupted {
-        /// Steps done.
-        steps: u64,
-    },
-    /// A value of the config that this model or these problems don't allow.
-    #[error("{key}: {message}")]
-    Unfit {
-        /// The key.
-        key: &'static str,
-        /// What is wrong, and what to do.
-        message: String,
-    },
-    /// Ended on request while model and data were loading.
-    #[error("stopped before the run began")]
-    NotBegun,
-    /// Part of the machinery is gone.
-    #[error("{0}")]
-    Internal(String),
 }
 
 /// Runs a coordinator until its run is done, stopped or failed.
@@ -428,7 +343,7 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     };
     let source: ModelSource = config.model.source.parse().map_err(failed)?;
     let text = tina_model::open_text(&source).map_err(failed)?;
-    let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
+    let renderer = PromptRenderer::new(config, &text)?;
     let data = DataSet::load(config, &renderer)?;
     Ok((text, data))
 }
@@ -518,7 +433,7 @@ pub(crate) fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorE
         .iter()
         .map(|module| module.parse());
     let target_modules = modules
-        .collect::<Result<Vec<_>, ModelError>>()
+        .collect::<Result<Vec<_>, tina_model::ModelError>>()
         .map_err(|source| CoordinatorError::Model {
             name: "lora.target_modules".into(),
             source: Box::new(source),

@@ -104,6 +104,12 @@ fn meaning(find: Find<'_>, fuel: &mut Fuel) -> Result<Meaning, ParseError> {
 /// One tree of the parts: a set if all parse, else the first.
 fn latex(parts: &[LatexPart<'_>], repairs: Repairs, fuel: &mut Fuel) -> Result<Expr, ParseError> {
     let mut trees = parts.iter().map(|part| {
+        if let Some(at) = unbalanced(&part.text) {
+            return Err(ParseError::Malformed {
+                at,
+                message: "a brace without its other half".to_owned(),
+            });
+        }
         let tree = parse(&part.text, Syntax::Latex, repairs, fuel);
         tree.map(|tree| with_percent(tree, part.percent))
     });
@@ -122,6 +128,22 @@ fn latex(parts: &[LatexPart<'_>], repairs: Repairs, fuel: &mut Fuel) -> Result<E
         })
         .collect();
     Ok(Expr::Set(items))
+}
+
+/// The character of a brace that is not closed or not opened: an answer that was cut off may have
+/// gone on, so it is none.
+fn unbalanced(text: &str) -> Option<usize> {
+    let mut open = Vec::new();
+    let mut escaped = false;
+    for (at, char) in text.chars().enumerate() {
+        match char {
+            '{' if !escaped => open.push(at),
+            '}' if !escaped && open.pop().is_none() => return Some(at),
+            _ => {}
+        }
+        escaped = char == '\\' && !escaped;
+    }
+    open.pop()
 }
 
 fn with_percent(tree: Expr, percent: bool) -> Expr {

@@ -49,8 +49,10 @@ impl Display for Expr {
                 let sign = if *plus_first { "\\pm " } else { "\\mp " };
                 match left.as_ref() {
                     Expr::Number(zero) if zero.is_zero() => f.write_str(sign)?,
-                    // A sum before the sign needs no brackets: the sign takes all of it.
-                    left @ Expr::Sum(_) => write!(f, "{left} {sign}")?,
+                    // The sign takes all of a sum before it.
+                    left @ (Expr::Sum(_) | Expr::Number(_) | Expr::Decimal(_)) => {
+                        write!(f, "{left} {sign}")?;
+                    }
                     left => {
                         term(f, left)?;
                         write!(f, " {sign}")?;
@@ -192,6 +194,7 @@ fn symbol(f: &mut Formatter<'_>, name: &str) -> fmt::Result {
         _ if base.chars().count() == 1 => f.write_str(base)?,
         _ => match base.split_once('{') {
             Some(("bar", inner)) => write!(f, "\\overline{{{inner}")?,
+            Some(("mathbb", inner)) => write!(f, "\\mathbb{{{}", inner.to_uppercase())?,
             _ if base.contains('{') => write!(f, "\\{base}")?,
             _ => write!(f, "\\{base} ")?,
         },
@@ -208,6 +211,7 @@ fn sum(f: &mut Formatter<'_>, items: &[Expr]) -> fmt::Result {
             match item {
                 // What a sign `±` has taken, its sum goes on with.
                 Expr::PlusMinus { .. } => write!(f, "{item}")?,
+                Expr::Number(_) | Expr::Decimal(_) | Expr::Negated(_) => write!(f, "{item}")?,
                 item => term(f, item)?,
             }
             continue;
@@ -248,6 +252,7 @@ fn factor(f: &mut Formatter<'_>, expr: &Expr) -> fmt::Result {
     match expr {
         Expr::Power(..) | Expr::Percent(_) => write!(f, "{expr}"),
         Expr::Quotient(..) => write!(f, "{expr}"),
+        Expr::Call(Function::Factorial | Function::DoubleFactorial, _) => write!(f, "{expr}"),
         Expr::Number(value) | Expr::Decimal(value) if !value.is_negative() => write!(f, "{expr}"),
         other => atom(f, other),
     }

@@ -138,6 +138,7 @@ impl Parser<'_> {
         if !matches!(self.inside, Inside::Top | Inside::Argument | Inside::Bars)
             || digits.len() > 3
             || self.peek(1) != Some(&Kind::Comma)
+            || self.continues_list()
         {
             return None;
         }
@@ -188,6 +189,13 @@ impl Parser<'_> {
         })
     }
 
+    /// Whether the number here stands right behind a number and a comma.
+    fn continues_list(&self) -> bool {
+        !self.spaced(0)
+            && self.behind(1) == Some(&Kind::Comma)
+            && matches!(self.behind(2), Some(Kind::Digits(_)))
+    }
+
     /// A command's argument: a group, or without braces a single digit or a small expression. With
     /// `whole` a number without braces is taken with all its digits.
     pub(super) fn command_argument(&mut self, whole: bool) -> Result<Expr, ParseError> {
@@ -201,11 +209,7 @@ impl Parser<'_> {
             && digits.len() > 1
             && !whole
         {
-            let (first, rest) = digits.split_at(1);
-            let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
-            let rest = rest.to_string();
-            self.replace(Kind::Digits(rest));
-            return Ok(value);
+            return Ok(self.first_digit());
         }
         if let Some(Kind::Digits(digits)) = self.peek(0) {
             let value = Expr::Number(BigRational::from_integer(numbers::integer(digits)));
@@ -214,6 +218,18 @@ impl Parser<'_> {
         }
         let inside = self.inside;
         self.within(inside, Parser::atom)
+    }
+
+    /// The first of the digits here, the others left in their place.
+    pub(super) fn first_digit(&mut self) -> Expr {
+        let Some(Kind::Digits(digits)) = self.peek(0) else {
+            return Expr::Number(BigRational::zero());
+        };
+        let (first, rest) = digits.split_at(1.min(digits.len()));
+        let value = Expr::Number(BigRational::from_integer(numbers::integer(first)));
+        let rest = rest.to_string();
+        self.replace(Kind::Digits(rest));
+        value
     }
 
     /// `{…}` as a command's argument.
@@ -432,7 +448,7 @@ impl Parser<'_> {
     }
 
     /// `\frac`, which may be a derivative.
-    fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
+    pub(super) fn fraction(&self, upper: Expr, lower: Expr) -> Expr {
         match derivative(&upper, &lower) {
             Some(derivative) => derivative,
             None => quotient(upper, lower),

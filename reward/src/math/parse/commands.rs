@@ -46,13 +46,6 @@ pub(super) fn command(name: &str) -> Option<Command> {
     if let Some(kind) = function(name) {
         return token(kind);
     }
-    if let Some(name) = symbol(name) {
-        let capital = false;
-        return token(Kind::Symbol {
-            name: name.to_string(),
-            capital,
-        });
-    }
     match name {
         "," | ";" | ":" | "!" | " " | ">" | "quad" | "qquad" | "enspace" | "thinspace"
         | "negthinspace" | "thickspace" | "medspace" | "space" | "hfill" | "par" | "newline"
@@ -64,8 +57,8 @@ pub(super) fn command(name: &str) -> Option<Command> {
         | "Large" | "LARGE" | "huge" | "Huge" | "rm" | "bf" | "it" | "cal" | "sf" | "bold"
         | "ensuremath" | "underline" | "cancel" | "bcancel" | "mathord" | "mathop" | "mathrel"
         | "mathbin" | "mathopen" | "mathclose" | "mathpunct" | "mathinner" | "angle"
-        | "measuredangle" | "triangle" | "phantom" | "vphantom" | "hphantom" | "colon"
-        | "protect" | "relax" | "centering" | "$" | "pounds" | "euro" | "yen" | "smash" => {
+        | "measuredangle" | "triangle" | "colon" | "therefore" | "because" | "protect"
+        | "relax" | "centering" | "$" | "pounds" | "euro" | "yen" | "smash" => {
             Some(if name == "colon" {
                 C::Token(Kind::Colon)
             } else {
@@ -73,7 +66,7 @@ pub(super) fn command(name: &str) -> Option<Command> {
             })
         }
         "hspace" | "vspace" | "label" | "tag" | "color" | "textcolor" | "kern" | "mkern"
-        | "hskip" | "mskip" | "rule" => Some(C::SkipGroup),
+        | "hskip" | "mskip" | "rule" | "phantom" | "vphantom" | "hphantom" => Some(C::SkipGroup),
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "textsc" | "texttt" | "textsf"
         | "textup" | "textmd" | "textsl" | "mbox" | "hbox" | "emph" | "intertext" => Some(C::Text),
         "mathrm" | "operatorname*" | "mathsf" | "mathtt" | "unit" | "si" => Some(C::Roman),
@@ -168,13 +161,20 @@ pub(super) fn command(name: &str) -> Option<Command> {
         "nmid" => token(Kind::NamedRelation("notdivides")),
         "Rightarrow" | "implies" | "Longrightarrow" => token(Kind::NamedRelation("implies")),
         "iff" | "Leftrightarrow" | "leftrightarrow" => token(Kind::NamedRelation("iff")),
+        "neg" | "lnot" => token(Kind::Operator("not".to_string())),
         "sum" => token(Kind::Big("sum")),
         "prod" => token(Kind::Big("prod")),
         "int" => token(Kind::Big("int")),
         "iint" => token(Kind::Big("iint")),
         "oint" => token(Kind::Big("oint")),
         "lim" => token(Kind::Big("lim")),
-        _ => None,
+        _ => {
+            let name = symbol(name)?.to_string();
+            token(Kind::Symbol {
+                name,
+                capital: false,
+            })
+        }
     }
 }
 
@@ -317,6 +317,8 @@ pub(super) fn unicode(c: char) -> Option<&'static str> {
         '∣' | '｜' => "|",
         '‖' | '∥' => "\\|",
         '⟂' | '⊥' => "\\perp ",
+        '∛' => "\\sqrt[3]",
+        '∜' => "\\sqrt[4]",
         '∂' => "\\partial ",
         '∇' => "\\nabla ",
         '∑' => "\\sum ",

@@ -5,7 +5,6 @@ use num_traits::One;
 
 use super::{
     ParseError,
-    lexer::inverse,
     list::List,
     pratt::{Inside, Parser, negated, power, quotient},
     token::Kind,
@@ -29,8 +28,13 @@ impl Parser<'_> {
             Function::Gcd | Function::Lcm | Function::Min | Function::Max => {
                 let mut arguments = self.arguments()?;
                 if let Some(base) = base {
-                    // `\max_{x} f(x)` is over a variable, which only its name keeps.
-                    arguments.insert(0, Expr::Text("over".to_string()));
+                    // `\max_{x} f(x)` is over a variable.
+                    let name = if function == Function::Max {
+                        "maxover"
+                    } else {
+                        "minover"
+                    };
+                    arguments.insert(0, Expr::Text(name.to_string()));
                     arguments.insert(1, base);
                     Expr::Call(Function::Named, arguments)
                 } else {
@@ -85,8 +89,14 @@ impl Parser<'_> {
         if self.peek(0) == Some(&Kind::BraceOpen) {
             return self.argument();
         }
-        // `\log_28`: one digit, as LaTeX has it; `\log_{10}` has braces.
-        self.command_argument(false)
+        // `\log_28`: one digit, as LaTeX has it.
+        if let Some(Kind::Digits(digits)) = self.peek(0)
+            && digits.len() > 1
+        {
+            return Ok(self.first_digit());
+        }
+        let inside = self.inside;
+        self.within(inside, Parser::atom)
     }
 
     /// What a function is of: what brackets hold, or without brackets the factors that follow up to
@@ -95,7 +105,12 @@ impl Parser<'_> {
         let outside = std::mem::replace(&mut self.angles, angle);
         let argument = self.argument_of_function(angle);
         self.angles = outside;
-        argument
+        match argument? {
+            Expr::Delimited { .. } | Expr::Set(_) => {
+                Err(self.error("a list in the place of one argument"))
+            }
+            argument => Ok(argument),
+        }
     }
 
     fn argument_of_function(&mut self, angle: bool) -> Result<Expr, ParseError> {
@@ -104,13 +119,7 @@ impl Parser<'_> {
             self.peek(0),
             Some(Kind::RoundOpen | Kind::SquareOpen | Kind::BraceOpen)
         ) {
-            let argument = self.within(inside, Parser::atom)?;
-            return match argument {
-                Expr::Delimited { .. } | Expr::Set(_) => {
-                    Err(self.error("a list in the place of one argument"))
-                }
-                argument => Ok(argument),
-            };
+            return self.within(inside, Parser::atom);
         }
         if self.take(&Kind::Minus) {
             return Ok(negated(self.factors(angle)?));
@@ -150,19 +159,18 @@ impl Parser<'_> {
     }
 
     fn continues_argument(&self) -> bool {
-        match self.peek(0) {
+        matches!(
+            self.peek(0),
             Some(
                 Kind::Symbol { .. }
-                | Kind::Constant(_)
-                | Kind::Fraction
-                | Kind::Root { .. }
-                | Kind::Binomial
-                | Kind::BraceOpen
-                | Kind::BarOpen,
-            ) => true,
-            Some(Kind::Digits(_) | Kind::Decimal(_)) => false,
-            _ => false,
-        }
+                    | Kind::Constant(_)
+                    | Kind::Fraction
+                    | Kind::Root { .. }
+                    | Kind::Binomial
+                    | Kind::BraceOpen
+                    | Kind::BarOpen,
+            )
+        )
     }
 
     /// Several arguments: `(a, b)`, `\{a, b\}` or what stands there.
@@ -209,8 +217,18 @@ impl Parser<'_> {
             }
             return self.named(format!("{name}^-1"));
         }
-        if self.peek(0) == Some(&Kind::RoundOpen) && self.applies(usual, capital) {
+        if self.peek(0) == Some(&Kind::RoundOpen) && self.applies(0, usual, capital) {
             return self.named(name);
+        }
+        // `f{\left(t\right)}`, as computer algebra prints it.
+        if self.peek(0) == Some(&Kind::BraceOpen)
+            && self.peek(1) == Some(&Kind::RoundOpen)
+            && self.applies(1, usual, capital)
+        {
+            self.skip();
+            let call = self.named(name)?;
+            self.take(&Kind::BraceClose);
+            return Ok(call);
         }
         Ok(Expr::Symbol(name))
     }
@@ -218,18 +236,18 @@ impl Parser<'_> {
     /// Whether the bracket behind a letter holds arguments. As in the reference, one letter alone
     /// or a list does (`x(t)`, `P(1, 2)`); sums are factors (`n(n-1)`), but for the usual names of
     /// functions.
-    fn applies(&self, usual: bool, capital: bool) -> bool {
+    fn applies(&self, bracket: usize, usual: bool, capital: bool) -> bool {
         if usual {
             return true;
         }
-        match (self.peek(1), self.peek(2)) {
+        match (self.peek(bracket + 1), self.peek(bracket + 2)) {
             (Some(Kind::Symbol { .. }), Some(Kind::RoundClose)) => return true,
             (Some(Kind::Digits(_)), Some(Kind::RoundClose)) => return capital,
             _ => {}
         }
         let mut depth = 0;
         for ahead in 1..32 {
-            match self.peek(ahead) {
+            match self.peek(bracket + ahead) {
                 Some(
                     Kind::RoundOpen
                     | Kind::BraceOpen
@@ -254,7 +272,7 @@ impl Parser<'_> {
     }
 
     fn named(&mut self, name: String) -> Result<Expr, ParseError> {
-        let mut arguments = vec![Expr::Text(name)];
+        let mut arguments = vec![Expr::Text(name.replace(['{', '}'], ""))];
         arguments.extend(self.bracketed_arguments()?);
         Ok(Expr::Call(Function::Named, arguments))
     }
@@ -341,4 +359,14 @@ fn is_trigonometric(function: Function) -> bool {
             | Function::Sec
             | Function::Csc
     )
+}
+
+/// What `\sin^{-1}` inverts.
+fn inverse(function: Function) -> Option<Function> {
+    match function {
+        Function::Sin => Some(Function::Asin),
+        Function::Cos => Some(Function::Acos),
+        Function::Tan => Some(Function::Atan),
+        _ => None,
+    }
 }

@@ -171,7 +171,9 @@ impl Parser<'_> {
                     let right = self.side()?;
                     self.relate(&mut sides, name, right)?;
                 }
-                Some(Kind::Mid) if !matches!(self.inside, Inside::Set | Inside::Brace) => {
+                Some(Kind::Mid | Kind::Bar)
+                    if !matches!(self.inside, Inside::Set | Inside::Brace | Inside::Bars) =>
+                {
                     self.skip();
                     let right = self.side()?;
                     self.relate(&mut sides, "divides", right)?;
@@ -200,7 +202,7 @@ impl Parser<'_> {
     }
 
     fn side(&mut self) -> Result<Expr, ParseError> {
-        let mut side = self.expr(power::ANY)?;
+        let mut side = points(self.expr(power::ANY)?);
         loop {
             let closes = match (self.peek(0), self.peek(1)) {
                 (Some(Kind::ParenthesisedModulo), _) => false,
@@ -230,6 +232,16 @@ impl Parser<'_> {
     }
 }
 
+/// Points next to each other are several, not a product.
+fn points(expr: Expr) -> Expr {
+    match expr {
+        Expr::Product(items) if items.iter().all(|i| matches!(i, Expr::Delimited { .. })) => {
+            Expr::Set(items)
+        }
+        other => other,
+    }
+}
+
 fn is_relational(expr: &Expr) -> bool {
     matches!(expr, Expr::Relation { .. } | Expr::And(_) | Expr::Or(_))
 }
@@ -252,7 +264,7 @@ pub(super) fn bare(list: List, attach: bool) -> Option<Expr> {
         return join(items, &separators, attach);
     }
     // `p=5,q=2;p=7,q=2`: what commas join within semicolons stays together, in order.
-    let together = separators.iter().any(|s| *s == Separator::Comma);
+    let together = separators.contains(&Separator::Comma);
     let mut groups: Vec<Vec<Expr>> = vec![Vec::new()];
     let mut between = Vec::new();
     for (index, item) in items.into_iter().enumerate() {
@@ -304,7 +316,10 @@ fn join(items: Vec<Expr>, separators: &[Separator], attach: bool) -> Option<Expr
         if attach
             && !is_relational(&item)
             && let Some(Expr::Relation { sides, operators }) = kept.last_mut()
-            && matches!(operators.as_slice(), [Relation::Equal | Relation::In])
+            && matches!(
+                operators.as_slice(),
+                [Relation::Equal | Relation::In | Relation::NotEqual]
+            )
             && let Some(last) = sides.last_mut()
         {
             match last {
@@ -313,6 +328,9 @@ fn join(items: Vec<Expr>, separators: &[Separator], attach: bool) -> Option<Expr
                     let first = std::mem::replace(last, Expr::Set(Vec::new()));
                     *last = Expr::Set(vec![first, item]);
                 }
+            }
+            if let Expr::Set(values) = last {
+                share_modulus(values);
             }
             attached = true;
             continue;
@@ -331,7 +349,30 @@ fn join(items: Vec<Expr>, separators: &[Separator], attach: bool) -> Option<Expr
     if kept.iter().all(is_relational) {
         return Some(relations(kept, &between));
     }
+    share_modulus(&mut kept);
     Some(Expr::Set(kept))
+}
+
+/// `2, 5 \pmod{12}`: the modulus behind the last is for all.
+fn share_modulus(items: &mut [Expr]) {
+    let Some((Expr::Call(Function::Mod, last), before)) = items.split_last() else {
+        return;
+    };
+    let [_, modulus] = last.as_slice() else {
+        return;
+    };
+    if before
+        .iter()
+        .any(|item| !matches!(item, Expr::Number(_) | Expr::Symbol(_)))
+    {
+        return;
+    }
+    let modulus = modulus.clone();
+    let count = before.len();
+    for item in items.iter_mut().take(count) {
+        let value = std::mem::replace(item, Expr::Set(Vec::new()));
+        *item = Expr::Call(Function::Mod, vec![value, modulus.clone()]);
+    }
 }
 
 /// Relations that are joined. `x = 1, x = 2` and `x = 1 and x = 2` are a choice of values.

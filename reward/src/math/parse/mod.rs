@@ -15,9 +15,12 @@ mod environments;
 mod functions;
 mod lexer;
 mod list;
+mod names;
 mod normalise;
 mod numbers;
+mod postfix;
 mod pratt;
+mod reader;
 mod token;
 mod words;
 
@@ -146,20 +149,20 @@ fn read(
 
 /// Levels of a tree. The parser bounds them to a few thousand on its own (nesting times chains).
 fn levels(expr: &Expr, above: usize) -> usize {
-    children(expr)
-        .map(|child| levels(child, above + 1))
-        .max()
-        .unwrap_or(above + 1)
-}
-
-/// The subtrees right under a tree's root.
-fn children(expr: &Expr) -> Box<dyn Iterator<Item = &Expr> + '_> {
+    let of = |items: &[Expr]| {
+        items
+            .iter()
+            .map(|child| levels(child, above + 1))
+            .max()
+            .unwrap_or(above + 1)
+    };
+    let both = |a: &Expr, b: &Expr| levels(a, above + 1).max(levels(b, above + 1));
     match expr {
         Expr::Number(_)
         | Expr::Decimal(_)
         | Expr::Constant(_)
         | Expr::Symbol(_)
-        | Expr::Text(_) => Box::new(std::iter::empty()),
+        | Expr::Text(_) => above + 1,
         Expr::Sum(items)
         | Expr::Product(items)
         | Expr::Call(_, items)
@@ -168,15 +171,11 @@ fn children(expr: &Expr) -> Box<dyn Iterator<Item = &Expr> + '_> {
         | Expr::SetOperation(_, items)
         | Expr::Relation { sides: items, .. }
         | Expr::And(items)
-        | Expr::Or(items) => Box::new(items.iter()),
-        Expr::Quotient(a, b) | Expr::Power(a, b) => Box::new([a.as_ref(), b.as_ref()].into_iter()),
-        Expr::PlusMinus { left, right, .. } => {
-            Box::new([left.as_ref(), right.as_ref()].into_iter())
-        }
-        Expr::SetBuilder { element, condition } => {
-            Box::new([element.as_ref(), condition.as_ref()].into_iter())
-        }
-        Expr::Negated(a) | Expr::Percent(a) => Box::new(std::iter::once(a.as_ref())),
-        Expr::Matrix(rows) => Box::new(rows.iter().flatten()),
+        | Expr::Or(items) => of(items),
+        Expr::Quotient(a, b) | Expr::Power(a, b) => both(a, b),
+        Expr::PlusMinus { left, right, .. } => both(left, right),
+        Expr::SetBuilder { element, condition } => both(element, condition),
+        Expr::Negated(inner) | Expr::Percent(inner) => levels(inner, above + 1),
+        Expr::Matrix(rows) => rows.iter().map(|row| of(row)).max().unwrap_or(above + 1),
     }
 }

@@ -1,22 +1,22 @@
 //! Expressions by binding power: sums, products, quotients, powers, operations on sets.
 
 use num_rational::BigRational;
-use num_traits::{One, Signed, Zero};
+use num_traits::Zero;
 
 use super::{
     ParseError, Repairs, numbers,
     token::{Kind, Token},
 };
 use crate::math::{
-    expr::{Constant, Expr, Function, SetOperation},
+    expr::{Expr, Function, SetOperation},
     fuel::Fuel,
 };
 
 /// Levels that brackets, powers and functions may be nested.
-const MAX_NESTING: u32 = 64;
+const MAX_NESTING: u32 = 128;
 
 /// Steps of a chain that nests to the left (`a/b/c`, `n!!!`).
-const MAX_CHAIN: u32 = 16;
+pub(super) const MAX_CHAIN: u32 = 16;
 
 /// How tightly operators bind. What is written without an operator binds tighter than `/`, as in
 /// the reference: `1/2x` is `1/(2x)`.
@@ -55,7 +55,7 @@ pub(super) enum Inside {
 /// The tokens and where in them the parser is.
 pub(super) struct Parser<'a> {
     tokens: Vec<Token>,
-    pos: usize,
+    pub(super) pos: usize,
     end: usize,
     nesting: u32,
     /// What the innermost bracket is.
@@ -91,6 +91,14 @@ impl<'a> Parser<'a> {
     /// The token `ahead` of the current one.
     pub(super) fn peek(&self, ahead: usize) -> Option<&Kind> {
         self.tokens.get(self.pos + ahead).map(|token| &token.kind)
+    }
+
+    /// The token `back` before the current one.
+    pub(super) fn behind(&self, back: usize) -> Option<&Kind> {
+        self.pos
+            .checked_sub(back)
+            .and_then(|i| self.tokens.get(i))
+            .map(|token| &token.kind)
     }
 
     /// Whether space stands before the token `ahead`.
@@ -159,11 +167,7 @@ impl<'a> Parser<'a> {
 
     fn climb(&mut self, least: u8) -> Result<Expr, ParseError> {
         self.pay(4)?;
-        let literal = matches!(self.peek(0), Some(Kind::Digits(_)));
-        let start = self.pos;
         let mut left = self.prefix()?;
-        // An integer that nothing has joined yet: a fraction after it makes a mixed number.
-        let mut mixable = literal && self.pos == start + 1;
         let mut chain = Chain::None;
         let mut nested = 0;
         loop {
@@ -183,6 +187,7 @@ impl<'a> Parser<'a> {
                     Step::Ratio
                 }
                 Kind::Modulo if least <= power::PRODUCT => Step::Modulo,
+                Kind::Circle if least <= power::PRODUCT => Step::Compose,
                 Kind::Set(operation) => {
                     let binds = match operation {
                         SetOperation::Difference => power::DIFFERENCE,
@@ -210,30 +215,23 @@ impl<'a> Parser<'a> {
             }
             if matches!(
                 step,
-                Step::Divide | Step::Ratio | Step::Modulo | Step::PlusMinus(_)
+                Step::Divide | Step::Ratio | Step::Modulo | Step::Compose | Step::PlusMinus(_)
             ) {
                 nested += 1;
                 if nested > MAX_CHAIN {
                     return Err(ParseError::TooDeep);
                 }
             }
-            left = self.join(step, left, &mut chain, mixable)?;
-            mixable = false;
+            left = self.join(step, left, &mut chain)?;
         }
     }
 
-    fn join(
-        &mut self,
-        step: Step,
-        left: Expr,
-        chain: &mut Chain,
-        mixable: bool,
-    ) -> Result<Expr, ParseError> {
+    fn join(&mut self, step: Step, left: Expr, chain: &mut Chain) -> Result<Expr, ParseError> {
         let before = std::mem::replace(chain, Chain::None);
         Ok(match step {
             Step::Sum => {
                 // The sign was passed.
-                let minus = self.tokens.get(self.pos - 1).map(|t| &t.kind) == Some(&Kind::Minus);
+                let minus = self.behind(1) == Some(&Kind::Minus);
                 let right = self.expr(power::SUM + 1)?;
                 let right = if minus { negated(right) } else { right };
                 *chain = Chain::Sum;
@@ -267,23 +265,21 @@ impl<'a> Parser<'a> {
                 push_factor(left, right, before)
             }
             Step::Juxtaposition => {
-                let next_is_fraction = matches!(
-                    self.peek(0),
-                    Some(Kind::Fraction | Kind::Exact { vulgar: true, .. })
-                );
                 let right = self.expr(power::JUXTAPOSITION + 1)?;
-                if mixable
-                    && next_is_fraction
-                    && let (Expr::Number(whole), Expr::Number(part)) = (&left, &right)
-                    && part.is_positive()
-                    && part < &BigRational::one()
-                {
-                    return Ok(Expr::Number(whole + part));
-                }
                 *chain = Chain::Product;
                 push_factor(left, right, before)
             }
-            Step::Divide => quotient(left, self.expr(power::PRODUCT + 1)?),
+            Step::Divide => {
+                let right = self.expr(power::PRODUCT + 1)?;
+                self.fraction(left, right)
+            }
+            Step::Compose => {
+                let right = self.expr(power::PRODUCT + 1)?;
+                Expr::Call(
+                    Function::Named,
+                    vec![Expr::Text("compose".into()), left, right],
+                )
+            }
             Step::Ratio => {
                 let right_text = match self.peek(0) {
                     Some(Kind::Digits(digits)) => digits.clone(),
@@ -350,9 +346,7 @@ impl<'a> Parser<'a> {
                         Some(Kind::Digits(_) | Kind::Decimal(_) | Kind::Exact { .. })
                     )
                 };
-                let before = self.pos.checked_sub(1).and_then(|i| self.tokens.get(i));
-                matches!(kind, Kind::Exact { vulgar: true, .. })
-                    || !digits(before.map(|token| &token.kind))
+                matches!(kind, Kind::Exact { vulgar: true, .. }) || !digits(self.behind(1))
             }
             Kind::Symbol { .. }
             | Kind::Constant(_)
@@ -372,10 +366,20 @@ impl<'a> Parser<'a> {
             | Kind::Dots => true,
             Kind::RoundOpen => self.peek(1) != Some(&Kind::Modulo),
             Kind::SquareOpen => self.inside != Inside::Reversed,
-            Kind::Bar => !matches!(self.inside, Inside::Bars | Inside::Set | Inside::Brace),
+            Kind::Bar => {
+                !matches!(self.inside, Inside::Bars | Inside::Set | Inside::Brace)
+                    && self.bar_is_paired()
+            }
             Kind::Begin(name) => name != "cases",
             _ => false,
         }
+    }
+
+    /// Whether another bar closes the one here: alone it says `divides`.
+    fn bar_is_paired(&self) -> bool {
+        (1..64)
+            .map_while(|ahead| self.peek(ahead))
+            .any(|kind| *kind == Kind::Bar)
     }
 
     fn prefix(&mut self) -> Result<Expr, ParseError> {
@@ -403,216 +407,6 @@ impl<'a> Parser<'a> {
             None => Err(self.error("an expression is missing")),
         }
     }
-
-    /// An atom with what follows it: powers, `!`, `%`, degrees, units.
-    pub(super) fn postfix(&mut self) -> Result<Expr, ParseError> {
-        let mut base = self.atom()?;
-        let mut steps = 0;
-        loop {
-            steps += 1;
-            if steps > MAX_CHAIN {
-                return Err(ParseError::TooDeep);
-            }
-            match self.peek(0) {
-                Some(Kind::Bang) => {
-                    self.skip();
-                    let double = self.peek(0) == Some(&Kind::Bang) && !self.spaced(0);
-                    self.pos += usize::from(double);
-                    let function = if double {
-                        Function::DoubleFactorial
-                    } else {
-                        Function::Factorial
-                    };
-                    base = Expr::Call(function, vec![base]);
-                }
-                Some(Kind::Percent) => {
-                    self.skip();
-                    base = Expr::Percent(Box::new(base));
-                }
-                Some(Kind::Degree) => {
-                    self.skip();
-                    base = self.degrees(base);
-                }
-                Some(Kind::Prime) => {
-                    self.skip();
-                    let name = Expr::Text("prime".to_string());
-                    base = Expr::Call(Function::Named, vec![name, base]);
-                }
-                Some(Kind::Caret) => {
-                    self.skip();
-                    base = self.power(base)?;
-                }
-                Some(Kind::Underscore) => {
-                    self.skip();
-                    base = self.based(base)?;
-                }
-                Some(Kind::Text(_)) if self.repairs.units => self.unit(),
-                _ => return Ok(base),
-            }
-        }
-    }
-
-    fn degrees(&self, base: Expr) -> Expr {
-        if !self.angles {
-            return base;
-        }
-        let half_turn = Expr::Number(BigRational::from_integer(180.into()));
-        let radian = Expr::Quotient(Box::new(Expr::Constant(Constant::Pi)), Box::new(half_turn));
-        Expr::Product(vec![base, radian])
-    }
-
-    /// Passes a unit: words, their powers, and what they are divided by.
-    fn unit(&mut self) {
-        loop {
-            self.skip();
-            if self.peek(0) == Some(&Kind::Caret) {
-                let raised = |kind: Option<&Kind>| matches!(kind, Some(Kind::Digits(_)));
-                let braced = self.peek(1) == Some(&Kind::BraceOpen);
-                let sign = usize::from(braced && self.peek(2) == Some(&Kind::Minus));
-                if raised(self.peek(1)) {
-                    self.pos += 2;
-                } else if braced
-                    && raised(self.peek(2 + sign))
-                    && self.peek(3 + sign) == Some(&Kind::BraceClose)
-                {
-                    self.pos += 4 + sign;
-                }
-            }
-            match (self.peek(0), self.peek(1)) {
-                (Some(Kind::Text(_)), _) => {}
-                (Some(Kind::Divide | Kind::Times), Some(Kind::Text(_))) => self.skip(),
-                _ => return,
-            }
-        }
-    }
-
-    fn power(&mut self, base: Expr) -> Result<Expr, ParseError> {
-        if matches!(self.peek(0), Some(Kind::Circle | Kind::Degree)) {
-            self.skip();
-            return Ok(self.degrees(base));
-        }
-        if self.peek(0) == Some(&Kind::BraceOpen) && self.peek(2) == Some(&Kind::BraceClose) {
-            match self.peek(1) {
-                Some(Kind::Circle | Kind::Degree) => {
-                    self.pos += 3;
-                    return Ok(self.degrees(base));
-                }
-                // `5^{\text{th}}`.
-                Some(Kind::Text(word)) if is_ordinal(word) => {
-                    self.pos += 3;
-                    return Ok(base);
-                }
-                _ => {}
-            }
-        }
-        if self.ordinal() {
-            return Ok(base);
-        }
-        let transposes = matches!(base, Expr::Matrix(_))
-            && match self.peek(0) {
-                Some(Kind::Transpose) => Some(1),
-                Some(Kind::Symbol {
-                    name,
-                    capital: true,
-                }) if name == "t" => Some(1),
-                Some(Kind::BraceOpen) => match self.peek(1) {
-                    Some(Kind::Transpose) => Some(3),
-                    Some(Kind::Symbol {
-                        name,
-                        capital: true,
-                    }) if name == "t" => Some(3),
-                    _ => None,
-                },
-                _ => None,
-            }
-            .is_some_and(|length| {
-                self.pos += length;
-                true
-            });
-        if transposes {
-            let Expr::Matrix(rows) = base else {
-                return Ok(base);
-            };
-            return Ok(Expr::Matrix(transposed(rows)));
-        }
-        let exponent = self.exponent()?;
-        Ok(Expr::Power(Box::new(base), Box::new(exponent)))
-    }
-
-    /// `^{th}` in letters.
-    fn ordinal(&mut self) -> bool {
-        let letter = |kind: Option<&Kind>| match kind {
-            Some(Kind::Symbol { name, .. }) if name.len() == 1 => name.chars().next(),
-            _ => None,
-        };
-        if self.peek(0) == Some(&Kind::BraceOpen)
-            && let (Some(a), Some(b)) = (letter(self.peek(1)), letter(self.peek(2)))
-            && is_ordinal(&format!("{a}{b}"))
-            && self.peek(3) == Some(&Kind::BraceClose)
-        {
-            self.pos += 4;
-            return true;
-        }
-        false
-    }
-
-    /// What stands behind `^`: a group, or what binds tighter than any operator.
-    fn exponent(&mut self) -> Result<Expr, ParseError> {
-        if self.peek(0) == Some(&Kind::BraceOpen) {
-            return self.argument();
-        }
-        let inside = self.inside;
-        self.within(inside, |parser| {
-            if parser.take(&Kind::Minus) {
-                return Ok(negated(parser.exponent()?));
-            }
-            parser.take(&Kind::Plus);
-            let base = parser.atom()?;
-            if parser.take(&Kind::Caret) {
-                return parser.power(base);
-            }
-            Ok(base)
-        })
-    }
-
-    /// A number's subscript is the base of its digits.
-    fn based(&mut self, digits: Expr) -> Result<Expr, ParseError> {
-        let refused = self.error("a subscript that is no base of a number");
-        let base = if self.peek(0) == Some(&Kind::BraceOpen) {
-            self.argument()?
-        } else {
-            self.atom()?
-        };
-        let base = match &base {
-            Expr::Number(base) if base.is_integer() => u32::try_from(base.to_integer()).ok(),
-            Expr::Text(word) => match word.trim_start_matches("base") {
-                "two" | "2" => Some(2),
-                "three" | "3" => Some(3),
-                "four" | "4" => Some(4),
-                "five" | "5" => Some(5),
-                "six" | "6" => Some(6),
-                "seven" | "7" => Some(7),
-                "eight" | "8" => Some(8),
-                "nine" | "9" => Some(9),
-                "ten" | "10" => Some(10),
-                "twelve" | "12" => Some(12),
-                "sixteen" | "16" => Some(16),
-                _ => None,
-            },
-            _ => None,
-        };
-        match (digits, base) {
-            (Expr::Number(written), Some(base)) if written.is_integer() => {
-                let digits = written.to_integer().to_string();
-                self.pay((digits.len() * digits.len() / 64) as u64)?;
-                match numbers::in_base(&digits, base) {
-                    Some(value) => Ok(Expr::Number(BigRational::from_integer(value))),
-                    None => Err(refused),
-                }
-            }
-            _ => Err(refused),
-        }
-    }
 }
 
 /// What the loop does next.
@@ -624,6 +418,7 @@ enum Step {
     Divide,
     Ratio,
     Modulo,
+    Compose,
     Set(SetOperation, u8),
 }
 
@@ -654,10 +449,6 @@ fn is_set(expr: &Expr) -> bool {
     }
 }
 
-fn is_ordinal(word: &str) -> bool {
-    matches!(word, "th" | "st" | "nd" | "rd")
-}
-
 /// `-a`; a number takes its sign.
 pub(super) fn negated(expr: Expr) -> Expr {
     match expr {
@@ -675,16 +466,4 @@ pub(super) fn quotient(upper: Expr, lower: Expr) -> Expr {
         }
         _ => Expr::Quotient(Box::new(upper), Box::new(lower)),
     }
-}
-
-/// Rows to columns.
-fn transposed(rows: Vec<Vec<Expr>>) -> Vec<Vec<Expr>> {
-    let width = rows.first().map_or(0, Vec::len);
-    let mut columns: Vec<Vec<Expr>> = (0..width).map(|_| Vec::new()).collect();
-    for row in rows {
-        for (column, cell) in columns.iter_mut().zip(row) {
-            column.push(cell);
-        }
-    }
-    columns
 }

@@ -120,8 +120,8 @@ const UNITS: [&str; 114] = [
     "week",
 ];
 
-const MORE_UNITS: [&str; 10] = [
-    "woman", "women", "yard", "year", "yr", "am", "pm", "triangle", "tree", "pct",
+const MORE_UNITS: [&str; 11] = [
+    "woman", "women", "yard", "yd", "year", "yr", "am", "pm", "triangle", "tree", "pct",
 ];
 
 /// Words that are an answer of their own where letters would be a product.
@@ -294,14 +294,22 @@ fn meaning(text: &str) -> Meaning {
     match lower.as_str() {
         "percent" | "percentage" | "pct" | "%" | "\\%" | "percents" => return Meaning::Percent,
         "degree" | "degrees" | "deg" | "°" => return Meaning::Degree,
-        "if" | "when" | "where" | "with" | "for" | "such that" | "provided" | "provided that"
-        | "unless" | "otherwise" | "whenever" => return Meaning::Where(false),
-        "for all" | "for any" | "for every" | "for each" | "for some" | "for real" => {
+        "if" | "when" | "for" | "such that" | "provided" | "provided that" | "unless"
+        | "otherwise" | "whenever" => return Meaning::Where(false),
+        "where" | "with" | "for all" | "for any" | "for every" | "for each" | "for some" => {
             return Meaning::Where(true);
         }
+        ":" => return Meaning::Mathematics,
         _ => {}
     }
-    if is_mathematics(stripped) {
+    // `5 cm` in one text.
+    let head = lower.split_whitespace().next().unwrap_or_default();
+    let number = head.trim_start_matches(['-', '$', '\\']);
+    let counts = number.starts_with(|c: char| c.is_ascii_digit())
+        && number
+            .chars()
+            .all(|c| c.is_ascii_digit() || ".,/:%".contains(c));
+    if counts || is_mathematics(stripped) {
         return Meaning::Mathematics;
     }
     let words: String = lower
