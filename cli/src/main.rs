@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, data, learner, logprobs, reward, rollout_worker, sample, status,
-    up, verify,
+    check, control, coordinator, data, eval, learner, logprobs, reward, rollout_worker, runs,
+    sample, status, up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -45,10 +45,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Args),
+    Eval(eval::Args),
     Check(check::Args),
     Data(data::Args),
     Status(status::Args),
     Control(control::Args),
+    Run(runs::Args),
     Sample(sample::Args),
     Logprobs(logprobs::Args),
     Reward(reward::Args),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(args) => block_on(run::run(&args.run, true)),
+        Command::Eval(args) => block_on(eval::run(&args)),
         Command::Coordinator(args) => block_on(run::run(&args.run, false)),
         Command::RolloutWorker(args) => {
             logging::to_stderr("info");
@@ -94,6 +97,8 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Run(args) => runs::run(&args),
         Command::Data(args) => {
             logging::to_stderr("warn");
             data::run(&args)

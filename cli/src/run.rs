@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tina_coordinator::{
     CoordinatorError, CoordinatorOptions, RunEvent, RunSummary, config::RunConfig,
+    statistics::Estimate,
 };
 use tina_proto::v1::Phase;
 use tokio::{
@@ -37,7 +38,9 @@ pub(crate) struct RunArgs {
 #[derive(Serialize)]
 struct Report {
     accuracy_before: Option<f64>,
+    accuracy_before_interval: Option<[f64; 2]>,
     accuracy_after: Option<f64>,
+    accuracy_after_interval: Option<[f64; 2]>,
     steps: u64,
     seconds: f64,
     tokens: u64,
@@ -107,7 +110,7 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
 }
 
 /// Counts requests to stop.
-async fn count_signals(stop: watch::Sender<u32>) {
+pub(crate) async fn count_signals(stop: watch::Sender<u32>) {
     loop {
         tokio::select! {
             () = shutdown::next(SignalKind::interrupt()) => {}
@@ -173,9 +176,13 @@ async fn show(
 }
 
 fn report(summary: RunSummary) -> Report {
+    let mean = |accuracy: Estimate| accuracy.mean;
+    let interval = |accuracy: Estimate| [accuracy.low, accuracy.high];
     Report {
-        accuracy_before: summary.accuracy_before,
-        accuracy_after: summary.accuracy_after,
+        accuracy_before: summary.accuracy_before.map(mean),
+        accuracy_before_interval: summary.accuracy_before.map(interval),
+        accuracy_after: summary.accuracy_after.map(mean),
+        accuracy_after_interval: summary.accuracy_after.map(interval),
         steps: summary.steps,
         seconds: (summary.seconds * 10.0).round() / 10.0,
         tokens: summary.tokens,
@@ -186,11 +193,8 @@ fn report(summary: RunSummary) -> Report {
 
 /// The end of the run, in words.
 fn tell(summary: &RunSummary, config: &RunConfig) {
-    let percent = |share: Option<f64>| {
-        share.map_or_else(
-            || "not measured".to_owned(),
-            |share| format!("{:.1} %", 100.0 * share),
-        )
+    let percent = |accuracy: Option<Estimate>| {
+        accuracy.map_or_else(|| "not measured".to_owned(), words::percent)
     };
     println!();
     if summary.stopped_early {
@@ -242,7 +246,7 @@ fn program() -> String {
 }
 
 /// The path from where the person is, if it lies below.
-fn shortest(path: &Path) -> PathBuf {
+pub(crate) fn shortest(path: &Path) -> PathBuf {
     let here = std::env::current_dir().and_then(|here| here.canonicalize());
     let relative = here
         .ok()
@@ -252,6 +256,11 @@ fn shortest(path: &Path) -> PathBuf {
 
 /// The same command, going on.
 fn resume_command() -> String {
+    format!("{} --resume", same_command())
+}
+
+/// This command, but for what begins or goes on with a run.
+pub(crate) fn same_command() -> String {
     let given = std::env::args()
         .skip(1)
         .filter(|arg| !["--resume", "--overwrite"].contains(&arg.as_str()));
@@ -263,9 +272,5 @@ fn resume_command() -> String {
             format!("'{}'", arg.replace('\'', "'\\''"))
         }
     });
-    format!(
-        "{} {} --resume",
-        program(),
-        quoted.collect::<Vec<_>>().join(" ")
-    )
+    format!("{} {}", program(), quoted.collect::<Vec<_>>().join(" "))
 }

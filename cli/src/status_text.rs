@@ -201,7 +201,15 @@ fn evaluation(eval: &v1::EvalRecord) -> Value {
     json!({
         "step": eval.step,
         "problems": eval.problems,
+        "samples": eval.samples,
         "accuracy": eval.accuracy,
+        "accuracy_low": eval.accuracy_low,
+        "accuracy_high": eval.accuracy_high,
+        "pass_at_k": eval.pass_at_k.iter().map(|pass| json!({
+            "k": pass.k, "value": pass.value, "low": pass.low, "high": pass.high,
+        })).collect::<Vec<_>>(),
+        "not_judged": eval.not_judged,
+        "tokens": eval.tokens,
         "completion_tokens_mean": eval.completion_tokens_mean,
         "seconds": eval.seconds,
         "truncated_share": eval.truncated_share,

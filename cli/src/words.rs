@@ -1,5 +1,6 @@
 //! Numbers and states in words, for people.
 
+use tina_coordinator::{statistics::Estimate, status::accuracy_of};
 use tina_proto::v1;
 
 /// `1:05`, or `2:01:05`.
@@ -109,15 +110,34 @@ pub(crate) fn log_prob_difference(metrics: &v1::StepMetrics) -> String {
     }
 }
 
-/// One line for an evaluation.
+/// One line for an evaluation of a run.
 pub(crate) fn evaluation(record: &v1::EvalRecord) -> String {
+    let what = format!("accuracy after step {}", record.step);
+    evaluation_of(&what, "held-out problems", record)
+}
+
+/// One line for an evaluation: of what, and on which problems.
+pub(crate) fn evaluation_of(what: &str, problems: &str, record: &v1::EvalRecord) -> String {
     format!(
-        "accuracy after step {}: {:.1} % of {} held-out problems  length {:.1}  {:.1} s",
-        record.step,
-        100.0 * record.accuracy,
+        "{what}: {} of {} {problems}{}  length {:.1}  {:.1} s",
+        percent(accuracy_of(record)),
         record.problems,
+        match record.samples {
+            0 | 1 => String::new(),
+            samples => format!(", {samples} times each"),
+        },
         record.completion_tokens_mean,
         record.seconds,
+    )
+}
+
+/// `29.0 % (21.0 to 38.6)`: a share and its 95 % interval.
+pub(crate) fn percent(share: Estimate) -> String {
+    format!(
+        "{:.1} % ({:.1} to {:.1})",
+        100.0 * share.mean,
+        100.0 * share.low,
+        100.0 * share.high
     )
 }
 

@@ -10,6 +10,7 @@ use crate::{
         Snapshot,
         types::{EvalDone, Scored, StepDone},
     },
+    statistics::{self, Estimate, Tally},
 };
 
 /// Steps that a report shows.
@@ -22,9 +23,15 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-/// What a step was, for journal, metrics and people. The `coordinator`'s own work is that of this
-/// step; `cost_usd` the run's so far.
-pub fn step_record(done: &StepDone, coordinator: Duration, cost_usd: f64) -> v1::StepRecord {
+/// What a step was, for journal, metrics and people. The counters are those at the record of the
+/// step `before` and `now`; `cost_usd` is the run's so far.
+pub fn step_record(
+    done: &StepDone,
+    before: &Counters,
+    now: &Counters,
+    cost_usd: f64,
+) -> v1::StepRecord {
+    let since = |of: fn(&Counters) -> Duration| of(now).saturating_sub(of(before)).as_secs_f64();
     let all = || done.groups.iter().flatten();
     // Statistics are over completions that could be judged; the others took no part.
     let judged = || {
@@ -60,7 +67,9 @@ pub fn step_record(done: &StepDone, coordinator: Duration, cost_usd: f64) -> v1:
         cost_usd,
         learner: Some(done.metrics),
         version: Some(done.version.to_wire()),
-        seconds_coordinator: coordinator.as_secs_f64(),
+        seconds_coordinator: since(|counters| counters.coordinator),
+        seconds_learner_wait: since(|counters| counters.learner_wait),
+        seconds_rollout_wait: since(|counters| counters.rollout_wait),
     }
 }
 
@@ -107,19 +116,58 @@ fn reward_records<'a>(all: impl Iterator<Item = &'a Arc<Scored>>) -> Vec<v1::Rew
         .collect()
 }
 
-/// What an evaluation was.
-pub fn eval_record(done: &EvalDone) -> v1::EvalRecord {
-    let all = &done.completions;
+/// What an evaluation was; `reward` is the one that said what is right. A completion that it could
+/// not judge counts as wrong, and apart.
+pub fn eval_record(done: &EvalDone, reward: &str) -> v1::EvalRecord {
+    let judged = |scored: &Scored| {
+        let mut of_it = scored.rewards.iter().filter(|value| &*value.name == reward);
+        of_it.all(|value| value.value.is_some())
+    };
+    let all = || done.groups.iter().flatten();
+    let tallies: Vec<Tally> = done.groups.iter().map(|group| tally(group)).collect();
+    let samples = tallies.iter().map(|tally| tally.samples).min().unwrap_or(0);
+    let accuracy = statistics::pass_at_1(&tallies);
+    let pass_at_k = |k| {
+        let Estimate { mean, low, high } = statistics::pass_at_k(&tallies, k)?;
+        let value = mean;
+        Some(v1::PassAtK {
+            k,
+            value,
+            low,
+            high,
+        })
+    };
     v1::EvalRecord {
         step: done.version.step,
-        problems: all.len() as u32,
-        accuracy: mean(all.iter().map(|scored| f64::from(scored.correct))),
-        completion_tokens_mean: mean(
-            all.iter()
-                .map(|scored| scored.completion.tokens.len() as f64),
-        ),
+        problems: done.groups.len() as u32,
+        accuracy: accuracy.mean,
+        completion_tokens_mean: mean(all().map(|scored| scored.completion.tokens.len() as f64)),
         seconds: done.seconds.as_secs_f64(),
-        truncated_share: truncated_share(all.iter()),
+        truncated_share: truncated_share(all()),
+        samples,
+        accuracy_low: accuracy.low,
+        accuracy_high: accuracy.high,
+        not_judged: all().filter(|scored| !judged(scored)).count() as u32,
+        tokens: all()
+            .map(|scored| scored.completion.tokens.len() as u64)
+            .sum(),
+        pass_at_k: statistics::powers(samples).filter_map(pass_at_k).collect(),
+    }
+}
+
+/// The accuracy of an evaluation, with its interval.
+pub fn accuracy_of(record: &v1::EvalRecord) -> Estimate {
+    Estimate {
+        mean: record.accuracy,
+        low: record.accuracy_low,
+        high: record.accuracy_high,
+    }
+}
+
+fn tally(group: &[Arc<Scored>]) -> Tally {
+    Tally {
+        samples: group.len() as u32,
+        correct: group.iter().filter(|scored| scored.correct).count() as u32,
     }
 }
 
@@ -255,7 +303,25 @@ mod tests {
                 vec![scored(1.0, true, 5, cut), scored(9.0, false, 5, stop)],
             ],
         };
-        let record = step_record(&done, Duration::ZERO, 0.0);
+        let before = Counters {
+            coordinator: Duration::from_secs(7),
+            learner_wait: Duration::from_secs(9),
+            ..Counters::default()
+        };
+        let now = Counters {
+            coordinator: Duration::from_secs(8),
+            learner_wait: Duration::from_secs(12),
+            ..Counters::default()
+        };
+        let record = step_record(&done, &before, &now, 0.0);
+        assert_eq!(
+            (
+                record.seconds_coordinator,
+                record.seconds_learner_wait,
+                record.seconds_rollout_wait
+            ),
+            (1.0, 3.0, 0.0)
+        );
         assert!((record.reward_mean - 2.0 / 3.0).abs() < 1e-12);
         assert!((record.reward_std - (2.0f64 / 9.0).sqrt()).abs() < 1e-12);
         assert_eq!(record.groups_without_signal, 0.5);

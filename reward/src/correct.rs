@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::{
-    Verdict, boxed,
+    Verdict, boxed, choice,
     math::{MathConfig, Outcome, Reading, Unjudged, Verifier},
     numeric,
 };
@@ -17,6 +17,9 @@ pub enum AnswerJudge {
     Tina,
     /// The verifier of mathematics as math-verify is by default: plain expressions count too.
     Default,
+    /// As the paper's evaluation: boxes first, plain expressions count, five decimals; where the
+    /// gold answer is one capital letter, a choice's letter.
+    Evaluation,
     /// As the reward `boxed`.
     Boxed,
     /// As the reward `numeric`.
@@ -90,8 +93,13 @@ impl From<Verdict> for Correctness {
 }
 
 /// The verifiers that rewards ask, by [`AnswerJudge::Default`] and by [`Judge::reversed`].
-static VERIFIERS: LazyLock<[[Verifier; 2]; 2]> = LazyLock::new(|| {
-    [MathConfig::tina(), MathConfig::reference()].map(|config| {
+static VERIFIERS: LazyLock<[[Verifier; 2]; 3]> = LazyLock::new(|| {
+    [
+        MathConfig::tina(),
+        MathConfig::reference(),
+        MathConfig::evaluation(),
+    ]
+    .map(|config| {
         let reversed = MathConfig {
             gold: Reading::latex(),
             swapped: true,
@@ -107,6 +115,10 @@ pub(crate) fn judge(judge: Judge, gold: &str, text: &str) -> Correctness {
         AnswerJudge::Boxed => return boxed::score(text, gold).into(),
         AnswerJudge::Tina => 0,
         AnswerJudge::Default => 1,
+        AnswerJudge::Evaluation if choice::is_choice(gold) => {
+            return choice::score(text, gold).into();
+        }
+        AnswerJudge::Evaluation => 2,
     };
     let verifier = &VERIFIERS[config][usize::from(judge.reversed)];
     match verifier.verify(gold, text).outcome {

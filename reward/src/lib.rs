@@ -13,6 +13,7 @@
 
 mod accuracy;
 mod boxed;
+mod choice;
 mod completion;
 mod correct;
 mod cosine;

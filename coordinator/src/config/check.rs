@@ -194,6 +194,23 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         not_negative,
     );
     check(
+        "eval.top_p",
+        config.eval.top_p.is_none_or(|p| p > 0.0 && p <= 1.0),
+        "must be above 0, and 1 at most",
+    );
+    check("eval.samples", config.eval.samples >= 1, one_or_more);
+    check(
+        "eval.samples",
+        config.eval.samples <= 1 || config.eval.temperature > 0.0,
+        "more than 1 needs eval.temperature above 0: greedy completions of one prompt are all the \
+         same",
+    );
+    check(
+        "eval.samples",
+        config.eval_problems() as u64 * u64::from(config.eval.samples) <= MAX_COMPLETIONS,
+        &format!("times eval.problems must be {MAX_COMPLETIONS} at most"),
+    );
+    check(
         "eval.max_tokens",
         config.eval.max_tokens.is_none_or(|n| tokens.contains(&n)),
         &tokens_message,

@@ -379,6 +379,7 @@ impl RunConfig {
         }
         self.eval.problems.get_or_insert(self.data.held_out);
         self.eval.max_tokens.get_or_insert(self.sampling.max_tokens);
+        self.eval.top_p.get_or_insert(self.sampling.top_p);
         for worker in &mut self.rollout.workers {
             worker.slots.get_or_insert(self.rollout.slots);
         }

@@ -3,7 +3,7 @@
 use tina_reward::{AnswerJudge, Compat, FormatRule, Reward, TagRule};
 
 use super::{
-    RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RunConfig,
+    NotJudged, RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RunConfig,
     schema::{Reader, Section as _},
 };
 
@@ -63,6 +63,38 @@ impl RewardKind {
 }
 
 impl RewardSection {
+    /// `accuracy` by this judge.
+    pub(crate) fn accuracy(name: &str, judge: RewardJudge) -> Self {
+        Self {
+            kind: RewardKind::Accuracy,
+            name: Some(name.to_owned()),
+            weight: 1.0,
+            not_judged: NotJudged::Skip,
+            compat: None,
+            judge: Some(judge),
+            after: None,
+            rule: None,
+            language: None,
+            steps: None,
+            max_len: None,
+            cache: None,
+            min_wrong: None,
+            max_wrong: None,
+            min_correct: None,
+            max_correct: None,
+            ngram: None,
+            max_penalty: None,
+            target: None,
+            target_pattern: None,
+            alpha: None,
+            delta: None,
+            pattern: None,
+            command: None,
+            slots: None,
+            timeout_s: None,
+        }
+    }
+
     /// What journal and metrics call it.
     pub fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(self.kind.as_str())
@@ -75,6 +107,7 @@ impl RewardSection {
         let judge = match self.judge.unwrap_or(RewardJudge::Tina) {
             RewardJudge::Tina => AnswerJudge::Tina,
             RewardJudge::Default => AnswerJudge::Default,
+            RewardJudge::Evaluation => AnswerJudge::Evaluation,
             RewardJudge::Boxed => AnswerJudge::Boxed,
             RewardJudge::Numeric => AnswerJudge::Numeric,
         };

@@ -276,6 +276,8 @@ choices! {
         Tina = "tina",
         /// The same as math-verify is by default.
         Default = "default",
+        /// As the paper's evaluation.
+        Evaluation = "evaluation",
         /// As the kind `boxed`.
         Boxed = "boxed",
         /// As the kind `numeric`.
@@ -318,7 +320,8 @@ section! {
         compat: Option<RewardCompat> = None;
         /// Who says whether the answer is right: `tina` (unset): the verifier of mathematics as the
         /// paper's rewards configure it, LaTeX only and boxes first; `default`: the same, plain
-        /// numbers too; `boxed`, `numeric`: as these kinds do. For `accuracy`, `length`, `cosine`,
+        /// numbers too; `evaluation`: as `default` with boxes first, and a gold answer of one
+        /// capital letter is a multiple choice; `boxed`, `numeric`: as these kinds do. For `accuracy`, `length`, `cosine`,
         /// `l1_exact`, `l1_max`.
         judge: Option<RewardJudge> = None;
         /// For `accuracy`: judge only what follows the last of the first of these that is there;
@@ -506,8 +509,14 @@ section! {
         /// Evaluate every so many steps too; 0: never.
         #[unit = "steps"]
         every: u64 = 0;
+        /// Completions of a problem; accuracy is the mean over them, and over the problems. Greedy
+        /// ones are all the same, so more than 1 needs a temperature.
+        #[unit = "completions"]
+        samples: u32 = 1;
         /// 0: greedy.
         temperature: f64 = 0.0;
+        /// As sampling.top_p; unset: that.
+        top_p: Option<f64> = None;
         /// Longest completion; unset: sampling.max_tokens.
         #[unit = "tokens"]
         max_tokens: Option<u32> = None;

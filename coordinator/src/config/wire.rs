@@ -81,10 +81,11 @@ impl RunConfig {
         }
     }
 
-    /// How evaluation samples: as training, but for temperature and token limit.
+    /// How evaluation samples: as training, but for temperature, top-p and token limit.
     pub fn eval_sampling_params(&self, model_stop_ids: &[u32]) -> v1::SamplingParams {
         v1::SamplingParams {
             temperature: self.eval.temperature as f32,
+            top_p: self.eval.top_p.unwrap_or(self.sampling.top_p) as f32,
             max_tokens: self.eval.max_tokens.unwrap_or(self.sampling.max_tokens),
             ..self.sampling_params(model_stop_ids)
         }

@@ -172,6 +172,19 @@ impl DataSet {
         })
     }
 
+    /// Prompts to evaluate on, and nothing to train on.
+    pub fn to_evaluate(prompts: Vec<Arc<Prompt>>) -> Self {
+        Self {
+            train: Vec::new(),
+            mixture: None,
+            held_out: prompts,
+            report: DataReport::default(),
+            seed: 0,
+            shuffle: false,
+            prompts_per_step: 0,
+        }
+    }
+
     /// The prompts of a step, in order; steps count from 1. Training goes through all problems (of
     /// each source by itself, where sources have weights), then again in a new order; a step may
     /// span two such rounds. The prompts are a function of the seed and the step alone.

@@ -5,9 +5,11 @@
 //! `synchronous = NORMAL`: what is committed survives the death of any process at any moment; a
 //! power cut may cost the last transactions, but never the database.
 //!
-//! - [`Journal`]: the handle. `store`: statements. `fingerprint`: whose journal it is.
+//! - [`Journal`]: the handle. [`Reader`]: for those who only look. `store`: statements.
+//!   `fingerprint`: whose journal it is.
 
 mod fingerprint;
+mod reader;
 mod store;
 
 use std::{
@@ -21,6 +23,7 @@ use std::{
 use tina_proto::v1;
 use tokio::sync::oneshot;
 
+pub use self::reader::{Answer, EvalPrompt, Reader};
 use self::store::Store;
 use crate::{
     config::RunConfig,
@@ -126,9 +129,9 @@ pub struct Counters {
 /// What is to be written.
 #[derive(Debug)]
 pub enum Write {
-    /// The version that the run starts from.
+    /// A version that no step made: the one that the run starts from, or one that is given.
     Start {
-        /// Version 0.
+        /// Version 0, or a given one.
         version: Version,
         /// The base model's digest.
         model_digest: String,
@@ -223,24 +226,29 @@ pub fn steps_done(path: &Path) -> Result<u64, JournalError> {
     Store::open(path)?.map_or(Ok(0), |store| store.steps_done())
 }
 
+/// The part of a config that decides what a run computes, as TOML.
+pub fn fingerprint(config: &RunConfig) -> String {
+    fingerprint::of(config)
+}
+
 impl Journal {
     /// Opens the journal at `path`, or begins it (`run_id` names a new run), and tells `note` what
-    /// happens. `problems` is the digest of the run's problems.
+    /// happens. `fingerprint`: TOML of what decides what the run computes, as by [`fingerprint`].
+    /// `problems` is the digest of the run's problems.
     ///
     /// # Errors
     /// The database can't be used, or belongs to another config, other problems or another program
     /// version.
     pub fn open(
         path: &Path,
-        config: &RunConfig,
+        fingerprint: &str,
         problems: &str,
         run_id: &str,
         note: impl Fn(Note) + Send + 'static,
     ) -> Result<(Self, Resumed), JournalError> {
-        let fingerprint = fingerprint::of(config);
         let (store, resumed) = match Store::open(path)? {
             Some(store) => {
-                let differences = fingerprint::differences(&store.config()?, &fingerprint);
+                let differences = fingerprint::differences(&store.config()?, fingerprint);
                 if !differences.is_empty() {
                     return Err(JournalError::Config {
                         path: path.to_owned(),
@@ -256,7 +264,7 @@ impl Journal {
                 (store, resumed)
             }
             None => {
-                let store = Store::create(path, run_id, &fingerprint, problems)?;
+                let store = Store::create(path, run_id, fingerprint, problems)?;
                 (
                     store,
                     Resumed {
@@ -404,6 +412,8 @@ fn metrics(record: &v1::StepRecord) -> BTreeMap<String, f64> {
         ("seconds_sync", record.seconds_sync),
         ("seconds_total", record.seconds_total),
         ("seconds_coordinator", record.seconds_coordinator),
+        ("seconds_learner_wait", record.seconds_learner_wait),
+        ("seconds_rollout_wait", record.seconds_rollout_wait),
         ("cost_usd", record.cost_usd),
         ("loss", learner.loss),
         ("kl", learner.kl),

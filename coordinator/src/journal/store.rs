@@ -7,7 +7,9 @@ use std::{
 };
 
 use prost::Message as _;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params,
+};
 use serde_json::{Map, Value, json};
 use tina_proto::v1;
 use tina_reward::Share;
@@ -31,8 +33,48 @@ impl Store {
         if !path.exists() {
             return Ok(None);
         }
-        let store = Self::connect(path)?;
-        let tables = store.wrap(store.db.query_row(
+        Self::connect(path)?.begun()
+    }
+
+    /// The journal at `path` as it is at this moment, to be read only; `None` when it was never
+    /// begun. Another process may go on writing to it.
+    pub(super) fn open_to_read(path: &Path) -> Result<Option<Self>> {
+        let open = |uri: String| {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+                | OpenFlags::SQLITE_OPEN_URI
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let store = Self {
+                path: path.to_owned(),
+                db: Connection::open_with_flags(uri, flags)?,
+            };
+            store.db.busy_timeout(Duration::from_secs(5))?;
+            // One transaction for all that is read: steps and completions of the same moment.
+            store
+                .db
+                .execute_batch("BEGIN; SELECT 1 FROM sqlite_schema")?;
+            Ok(store)
+        };
+        let uri = read_only_uri(path);
+        let store = open(uri.clone()).or_else(|error| {
+            // In a folder that can't be written to, SQLite has no place for its index of the log.
+            // Without a log it needs none.
+            let log = path.with_extension("db-wal");
+            if std::fs::metadata(log).is_ok_and(|log| log.len() > 0) {
+                Err(error)
+            } else {
+                open(uri + "&immutable=1").map_err(|_| error)
+            }
+        });
+        let store = store.map_err(|source| JournalError::Sqlite {
+            path: path.to_owned(),
+            source,
+        })?;
+        store.begun()
+    }
+
+    /// Itself, if it was begun and has the schema of this program.
+    fn begun(self) -> Result<Option<Self>> {
+        let tables = self.wrap(self.db.query_row(
             "SELECT count(*) FROM sqlite_schema WHERE type = 'table'",
             [],
             |row| row.get::<_, i64>(0),
@@ -40,13 +82,13 @@ impl Store {
         if tables == 0 {
             return Ok(None);
         }
-        let found = store.meta("schema").ok().flatten();
+        let found = self.meta("schema").ok().flatten();
         if found.as_deref() == Some(&SCHEMA_VERSION.to_string()) {
-            return Ok(Some(store));
+            return Ok(Some(self));
         }
         let found = found.unwrap_or_else(|| "unknown".into());
         Err(JournalError::Schema {
-            path: path.to_owned(),
+            path: self.path,
             found,
         })
     }
@@ -104,7 +146,7 @@ impl Store {
         }
     }
 
-    fn meta(&self, key: &str) -> Result<Option<String>> {
+    pub(super) fn meta(&self, key: &str) -> Result<Option<String>> {
         let find = "SELECT value FROM meta WHERE key = ?1";
         self.wrap(self.db.query_row(find, [key], |row| row.get(0)).optional())
     }
@@ -183,7 +225,7 @@ impl Store {
         })
     }
 
-    fn counters(&self) -> Result<Counters> {
+    pub(super) fn counters(&self) -> Result<Counters> {
         let text = self.meta("counters")?.unwrap_or_else(|| "{}".into());
         let all: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|error| self.damaged(format!("its counters: {error}")))?;
@@ -202,7 +244,7 @@ impl Store {
         })
     }
 
-    fn evals(&self) -> Result<Vec<v1::EvalRecord>> {
+    pub(super) fn evals(&self) -> Result<Vec<v1::EvalRecord>> {
         let select = "SELECT record FROM evals ORDER BY step";
         self.records(select, params![], "evaluation")
     }
@@ -219,13 +261,25 @@ impl Store {
         params: impl rusqlite::Params,
         what: &str,
     ) -> Result<Vec<T>> {
-        let mut select = self.wrap(self.db.prepare(select))?;
-        let rows = self.wrap(select.query_map(params, |row| row.get::<_, Vec<u8>>(0)))?;
-        rows.map(|row| {
-            T::decode(&*self.wrap(row)?)
-                .map_err(|error| self.damaged(format!("record of a {what}: {error}")))
-        })
-        .collect()
+        let rows = self.rows(select, params, |row| row.get::<_, Vec<u8>>(0))?;
+        rows.iter()
+            .map(|row| {
+                T::decode(&**row)
+                    .map_err(|error| self.damaged(format!("record of a {what}: {error}")))
+            })
+            .collect()
+    }
+
+    /// What `read` makes of each row.
+    pub(super) fn rows<T>(
+        &self,
+        select: &str,
+        params: impl rusqlite::Params,
+        read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut select = self.wrap(self.db.prepare_cached(select))?;
+        let rows = self.wrap(select.query_map(params, read))?;
+        rows.map(|row| self.wrap(row)).collect()
     }
 
     pub(super) fn batch(&self, round: RoundId) -> Result<Vec<Arc<Scored>>> {
@@ -235,9 +289,7 @@ impl Store {
     fn scored(&self, condition: &str, first: u64) -> Result<Vec<Arc<Scored>>> {
         let select =
             format!("SELECT * FROM completions WHERE {condition} ORDER BY group_id, sample_index");
-        let mut select = self.wrap(self.db.prepare(&select))?;
-        let rows = self.wrap(select.query_map([first as i64], |row| Ok(Arc::new(scored(row)?))))?;
-        rows.map(|row| self.wrap(row)).collect()
+        self.rows(&select, [first as i64], |row| Ok(Arc::new(scored(row)?)))
     }
 
     pub(super) fn completions(&self, step: u64, limit: u32) -> Result<Vec<v1::CompletionRecord>> {
@@ -288,6 +340,20 @@ impl Store {
     }
 }
 
+/// `path` as SQLite's URI of a database to be read only.
+fn read_only_uri(path: &Path) -> String {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri += &format!("%{other:02X}"),
+        }
+    }
+    uri + "?mode=ro"
+}
+
 fn set_meta(db: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
     db.execute(
         "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
@@ -304,8 +370,8 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
         } => {
             set_meta(db, "model_digest", model_digest)?;
             db.execute(
-                "INSERT INTO steps (step, digest) VALUES (0, ?1)",
-                [&version.digest[..]],
+                "INSERT INTO steps (step, digest) VALUES (?1, ?2)",
+                params![version.step as i64, &version.digest[..]],
             )?;
         }
         Write::Prompts(rows) => {

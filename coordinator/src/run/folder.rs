@@ -13,24 +13,28 @@ use crate::{config::RunConfig, journal};
 /// File in a run's folder with the address of its coordinator, while there is one.
 pub const ADDRESS_FILE: &str = "coordinator.addr";
 
-/// The journal's file.
-const JOURNAL: &str = "run.db";
+/// File in a run's folder with its journal.
+pub const JOURNAL_FILE: &str = "run.db";
+
+/// File in a run's folder with its resolved config.
+pub const CONFIG_FILE: &str = "config.toml";
 
 /// All that a run leaves in its folder.
-const PARTS: [&str; 8] = [
-    JOURNAL,
+const PARTS: [&str; 9] = [
+    JOURNAL_FILE,
     "run.db-wal",
     "run.db-shm",
-    "config.toml",
+    CONFIG_FILE,
     ADDRESS_FILE,
     "adapters",
     "checkpoints",
     "logs",
+    "report",
 ];
 
 /// The folder of a run, locked for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     name: String,
     _lock: File,
@@ -39,7 +43,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Takes the folder for a new run, or for going on with the one in it. What is in it stays as
     /// it is: what else can go wrong at the start comes first.
-    pub(super) fn claim(
+    pub(crate) fn claim(
         config: &RunConfig,
         resume: bool,
         overwrite: bool,
@@ -49,7 +53,7 @@ impl Folder {
             let path = path.to_owned();
             move |source| CoordinatorError::File { path, source }
         };
-        if resume && !given.join(JOURNAL).exists() {
+        if resume && !given.join(JOURNAL_FILE).exists() {
             return Err(CoordinatorError::NoRun { run_dir: given });
         }
         fs::create_dir_all(&given).map_err(at(&given))?;
@@ -81,7 +85,7 @@ impl Folder {
     }
 
     /// Removes what an earlier run left.
-    pub(super) fn clear(&self) -> Result<(), CoordinatorError> {
+    pub(crate) fn clear(&self) -> Result<(), CoordinatorError> {
         for part in PARTS {
             let path = self.path.join(part);
             let removed = if path.is_dir() {
@@ -107,15 +111,15 @@ impl Folder {
                 return Err(CoordinatorError::File { path, source });
             }
         }
-        self.replace("config.toml", &config.to_toml())
+        self.replace(CONFIG_FILE, &config.to_toml())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn journal(&self) -> PathBuf {
-        self.path.join(JOURNAL)
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.path.join(JOURNAL_FILE)
     }
 
     pub(super) fn adapters(&self) -> PathBuf {
@@ -150,7 +154,7 @@ impl Folder {
     }
 
     /// Writes a file, whole or not at all.
-    fn replace(&self, name: &str, text: &str) -> Result<(), CoordinatorError> {
+    pub(crate) fn replace(&self, name: &str, text: &str) -> Result<(), CoordinatorError> {
         let path = self.path.join(name);
         let fresh = self.path.join(format!(".{name}.new"));
         fs::write(&fresh, text)

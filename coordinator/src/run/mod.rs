@@ -1,6 +1,7 @@
 //! A run, from config to summary.
 //!
-//! - [`run()`]: sets everything up, keeps the run going, takes everything down.
+//! - [`run()`]: a run, from its config. [`drive`]: keeps a run or an evaluation going to its end.
+//! - `given`: adapters to evaluate.
 //! - `folder`: the run's folder. `prompts`: what each round asks. `adapters`: adapters on disk.
 //! - `shell`: the task that owns the scheduler. `obey`: its commands, done. `broadcast`: who gets
 //!   adapters by NCCL.
@@ -8,7 +9,8 @@
 mod adapters;
 mod broadcast;
 mod error;
-mod folder;
+pub(crate) mod folder;
+mod given;
 mod obey;
 mod prompts;
 mod shell;
@@ -20,19 +22,24 @@ use tina_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::given::{GivenAdapter, Weights};
 use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
 use crate::{
     config::{MAX_STOPS, RunConfig},
     data::{DataSet, PromptRenderer},
-    journal::{Journal, Note as JournalNote},
+    journal::{self, Journal, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
     services::{AdapterStore, Doors, Limits, Shared},
+    statistics::Estimate,
     status::History,
     supervise::{Role, Supervisor},
 };
 
-pub use self::{error::CoordinatorError, folder::ADDRESS_FILE};
+pub use self::{
+    error::CoordinatorError,
+    folder::{ADDRESS_FILE, CONFIG_FILE, JOURNAL_FILE},
+};
 
 /// How a run is started.
 #[derive(Clone, Debug)]
@@ -72,10 +79,10 @@ pub enum RunEvent {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// Share of held-out problems solved before the first step.
-    pub accuracy_before: Option<f64>,
+    /// pass@1 on the held-out problems before the first step.
+    pub accuracy_before: Option<Estimate>,
     /// The same after the newest step.
-    pub accuracy_after: Option<f64>,
+    pub accuracy_after: Option<Estimate>,
     /// Steps done.
     pub steps: u64,
     /// Steps that the run has in all.
@@ -117,31 +124,88 @@ pub async fn run(
         config.model.source
     )));
     let loading = config.clone();
-    let loaded = tokio::task::spawn_blocking(move || load(&loading));
-    let (text, data) = tokio::select! {
-        loaded = loaded => {
-            loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))??
-        }
-        // Nothing has begun: one request to stop is enough.
-        Ok(_) = shutdown.wait_for(|count| *count > 0) => return Err(CoordinatorError::NotBegun),
-    };
+    let (text, data) = aside(&mut shutdown, move || load(&loading)).await?;
     let _ = events.send(RunEvent::Note(data.summary()));
     for row in data.report().first_bad() {
         let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
     }
     config.settle_steps(data.train_len());
     let config = Arc::new(config);
+    let fingerprint = journal::fingerprint(&config);
+    let work = Work {
+        config,
+        fingerprint,
+        text,
+        data,
+        given: Vec::new(),
+        anew: !options.resume,
+        launch: options.launch,
+        exe: options.exe,
+    };
+    drive(work, folder, started, events, shutdown).await
+}
+
+/// Does what takes long on a thread of its own, unless a stop is asked for meanwhile: nothing has
+/// begun, so one request is enough.
+pub(crate) async fn aside<T: Send + 'static, E: From<CoordinatorError> + Send + 'static>(
+    shutdown: &mut watch::Receiver<u32>,
+    load: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let loading = tokio::task::spawn_blocking(load);
+    tokio::select! {
+        loaded = loading => {
+            loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))?
+        }
+        Ok(_) = shutdown.wait_for(|count| *count > 0) => Err(CoordinatorError::NotBegun.into()),
+    }
+}
+
+/// What a run, or an evaluation by itself, is to do, with everything loaded.
+pub(crate) struct Work {
+    pub(crate) config: Arc<RunConfig>,
+    /// What of the config decides what is computed: [`journal::fingerprint`], or an evaluation's own.
+    pub(crate) fingerprint: String,
+    pub(crate) text: TextModel,
+    pub(crate) data: DataSet,
+    /// Adapters to evaluate; empty: a learner makes them.
+    pub(crate) given: Vec<GivenAdapter>,
+    /// Throw away what an earlier one left in the folder.
+    pub(crate) anew: bool,
+    /// Start the processes of this machine that the config names.
+    pub(crate) launch: bool,
+    /// The `tina` program; this one where unset.
+    pub(crate) exe: Option<PathBuf>,
+}
+
+/// Opens doors and journal, keeps the scheduler going to its end, takes everything down.
+pub(crate) async fn drive(
+    work: Work,
+    folder: Folder,
+    started: std::time::Instant,
+    events: mpsc::UnboundedSender<RunEvent>,
+    shutdown: watch::Receiver<u32>,
+) -> Result<RunSummary, CoordinatorError> {
+    let Work {
+        config,
+        fingerprint,
+        text,
+        data,
+        given,
+        anew,
+        launch,
+        exe,
+    } = work;
     let longest = longest_sequence(&config, &text, &data)?;
     let doors = Doors::bind(&config.cluster).await?;
-
-    if !options.resume {
+    if anew {
         folder.clear()?;
     }
+    let trains = given.is_empty();
     let (notes, heard) = mpsc::unbounded_channel();
     let tell = notes.clone();
     let (journal, resumed) = Journal::open(
         &folder.journal(),
-        &config,
+        &fingerprint,
         &data.digest(),
         &folder.new_run_id(),
         move |note| {
@@ -155,10 +219,13 @@ pub async fn run(
     let limits = limits(&config, &text.config);
     let adapters = Arc::new(AdapterStore::new(adapter_bytes(&config, &text.config)));
     let run_dir = folder.path().display().to_string();
-    let probe = data
-        .prompts_of_step(1)
-        .first()
-        .map(|p| p.tokens.clone())
+    let first = if trains {
+        data.prompts_of_step(1).into_iter().next()
+    } else {
+        data.held_out(1).first().cloned()
+    };
+    let probe = first
+        .map(|prompt| prompt.tokens.clone())
         .unwrap_or_default();
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
@@ -174,21 +241,21 @@ pub async fn run(
     });
     let best = best_step(&resumed.evals);
     let failed = notes.clone();
-    let lora = lora_config(&config)?;
-    let shelf = adapters::Shelf::new(
-        folder.adapters(),
-        lora.peft_json(&config.model.source),
-        Keep {
-            every: config.run.keep_every,
-            last: config.run.keep_last,
-        },
-        best,
-        move |error| drop(failed.send(shell::Note::Failed(error))),
-    )
-    .map_err(|source| CoordinatorError::File {
-        path: folder.adapters(),
-        source,
-    })?;
+    let keep = Keep {
+        every: config.run.keep_every,
+        last: config.run.keep_last,
+    };
+    let peft = lora_config(&config)?.peft_json(&config.model.source);
+    let shelf = trains
+        .then(|| {
+            let told = move |error| drop(failed.send(shell::Note::Failed(error)));
+            adapters::Shelf::new(folder.adapters(), peft, keep, best, told)
+        })
+        .transpose()
+        .map_err(|source| CoordinatorError::File {
+            path: folder.adapters(),
+            source,
+        })?;
 
     let (address, url, token) = (
         doors.address(),
@@ -206,12 +273,16 @@ pub async fn run(
     let prompts = Prompts::new(&config, data, &text.stop_token_ids);
     let tokenizer = Arc::new(text.tokenizer);
     let scorer = Scorer::start(&config, Some(&folder.logs()))?;
-    let launch = options.launch && config.cluster.launch;
-    let scheduler = Scheduler::new(plan(&config, launch), resumed.restored);
+    let launch = launch && config.cluster.launch;
+    let plan = Plan {
+        given: given.iter().map(|adapter| adapter.version).collect(),
+        ..plan(&config, launch)
+    };
+    let scheduler = Scheduler::new(plan, resumed.restored);
     let history = History::new(resumed.tail, resumed.evals);
     let (deaths, mourning) = mpsc::unbounded_channel();
     let supervisor = if launch {
-        let exe = match options.exe {
+        let exe = match exe {
             Some(exe) => exe,
             None => std::env::current_exe().map_err(|source| CoordinatorError::File {
                 path: "tina".into(),
@@ -219,7 +290,7 @@ pub async fn run(
             })?,
         };
         Supervisor::start(
-            roles(&config, &folder, &exe, &url, token.as_deref()),
+            roles(&config, &folder, &exe, &url, token.as_deref(), trains),
             &deaths,
             &status.subscribe(),
         )
@@ -237,6 +308,7 @@ pub async fn run(
         tokenizer,
         prompts,
         shelf,
+        given,
         shared,
         history,
         status,
@@ -317,6 +389,7 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         groups_per_step: config.algorithm.prompts_per_step,
         samples_per_group: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
+        eval_samples: config.eval.samples,
         eval_before: config.eval.before,
         eval_after: config.eval.after,
         eval_every: config.eval.every,
@@ -332,6 +405,7 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         } else {
             0
         },
+        given: Vec::new(),
         probe_tolerance: PROBE_TOLERANCE,
     }
 }
@@ -348,10 +422,11 @@ fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
         groups: config.algorithm.prompts_per_step,
         samples: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
+        eval_samples: config.eval.samples,
     }
 }
 
-fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
+pub(crate) fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
     let modules = config
         .lora
         .target_modules
@@ -394,12 +469,14 @@ fn adapter_bytes(config: &RunConfig, model: &ModelConfig) -> u64 {
     weights + (1 << 20)
 }
 
-/// The step with the highest accuracy, the later of equals.
+/// The step whose accuracy has the highest lower end: the best that can be relied on. The later of
+/// equals.
 fn best_step(evals: &[v1::EvalRecord]) -> Option<u64> {
+    let low = |record: &v1::EvalRecord| record.accuracy_low;
     evals
         .iter()
         .filter(|record| record.step > 0)
-        .max_by(|a, b| a.accuracy.total_cmp(&b.accuracy).then(a.step.cmp(&b.step)))
+        .max_by(|a, b| low(a).total_cmp(&low(b)).then(a.step.cmp(&b.step)))
         .map(|record| record.step)
 }
 
@@ -414,6 +491,7 @@ fn roles(
     exe: &std::path::Path,
     url: &str,
     token: Option<&str>,
+    trains: bool,
 ) -> Vec<Role> {
     let cluster = &config.cluster;
     let role = |name: String, command: &str, device: &str, more: &[&str]| {
@@ -443,5 +521,9 @@ fn roles(
             role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
         });
     let learner = role("learner".into(), "learner", &config.learner.device, &[]);
-    std::iter::once(learner).chain(workers).collect()
+    trains
+        .then_some(learner)
+        .into_iter()
+        .chain(workers)
+        .collect()
 }

@@ -20,6 +20,7 @@ use super::{
     adapters::Shelf,
     broadcast::Broadcasts,
     folder::Folder,
+    given::GivenAdapter,
     obey::{stop_learner, stop_worker},
     prompts::Prompts,
     worker_id,
@@ -33,7 +34,7 @@ use crate::{
     },
     scoring::Scorer,
     services::{Inbound, Outbox, Shared},
-    status::History,
+    status::{History, accuracy_of},
     supervise::GaveUp,
 };
 
@@ -41,6 +42,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// Between two reports while nothing changes.
 const REPORT: Duration = Duration::from_millis(250);
+/// Between two times that the counters go to the journal while nothing is recorded.
+const COUNT: Duration = Duration::from_secs(10);
 /// Messages taken at a time before commands go out.
 const BURST: usize = 256;
 
@@ -74,7 +77,10 @@ pub(super) struct Parts {
     pub(super) scorer: Scorer,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) prompts: Prompts,
-    pub(super) shelf: Shelf,
+    /// `None`: nothing is trained, so there is nothing to keep.
+    pub(super) shelf: Option<Shelf>,
+    /// Adapters to evaluate, where nothing is trained.
+    pub(super) given: Vec<GivenAdapter>,
     pub(super) shared: Arc<Shared>,
     pub(super) history: History,
     pub(super) status: watch::Sender<Arc<RunStatus>>,
@@ -96,13 +102,15 @@ pub(super) struct Shell {
     pub(super) tokens_trained: u64,
     /// Tokens of the rounds recorded since the start.
     pub(super) tokens_sampled: u64,
-    /// The coordinator's work up to the last step.
-    pub(super) coordinator_before: Duration,
+    /// As of the last step's record, or the start.
+    pub(super) at_last_step: Counters,
     pub(super) saved: Option<Version>,
     /// The version whose adapter the store may not drop.
     pinned: Option<Version>,
     pub(super) broadcasts: Broadcasts,
     reported: (Instant, i32, u64),
+    /// When the counters were last sent to the journal.
+    counted: Instant,
 }
 
 impl Shell {
@@ -116,11 +124,12 @@ impl Shell {
             busy_elsewhere: Arc::default(),
             tokens_trained: 0,
             tokens_sampled: 0,
-            coordinator_before: Duration::ZERO,
+            at_last_step: parts.base,
             saved: None,
             pinned: None,
             broadcasts: Broadcasts::default(),
             reported: (parts.started, -1, 0),
+            counted: parts.started,
             parts,
         }
     }
@@ -294,6 +303,7 @@ impl Shell {
             if self.pinned != policy
                 && let Some(version) = policy
             {
+                self.offer_given(version);
                 self.parts.shared.adapters.pin(version);
                 self.pinned = policy;
             }
@@ -331,6 +341,12 @@ impl Shell {
         }
         self.reported = (Instant::now(), phase, step);
         let mut counters = self.counters();
+        if self.counted.elapsed() > COUNT {
+            // A run that is killed keeps what it cost.
+            self.counted = Instant::now();
+            self.parts.journal.write(Write::Counters(counters));
+        }
+        let scheduler = &self.parts.scheduler;
         let (closed, open) = scheduler.tokens_sampled();
         counters.tokens_sampled += (closed + open).saturating_sub(self.tokens_sampled);
         let spec = &self.parts.shared.spec;
@@ -378,7 +394,7 @@ impl Shell {
         } = self.parts;
         journal.write(Write::Counters(counters));
         let flushed = journal.flush().await;
-        tokio::task::spawn_blocking(move || shelf.close())
+        tokio::task::spawn_blocking(move || shelf.map(Shelf::close))
             .await
             .map_err(|error| CoordinatorError::Internal(format!("saving the adapter: {error}")))?;
         let stopped_early = match outcome {
@@ -399,7 +415,7 @@ impl Shell {
                 .evals
                 .iter()
                 .find(|record| record.step == step)
-                .map(|record| record.accuracy)
+                .map(accuracy_of)
         };
         Ok(RunSummary {
             accuracy_before: accuracy(0),

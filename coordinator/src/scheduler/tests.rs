@@ -17,6 +17,7 @@ fn plan() -> Plan {
         groups_per_step: 2,
         samples_per_group: 4,
         eval_problems: 0,
+        eval_samples: 1,
         eval_before: false,
         eval_after: false,
         eval_every: 0,
@@ -27,6 +28,7 @@ fn plan() -> Plan {
         start_timeout: Duration::from_secs(60),
         progress_timeout: Duration::from_secs(30),
         launched_workers: 0,
+        given: Vec::new(),
         probe_tolerance: 0.1,
     }
 }

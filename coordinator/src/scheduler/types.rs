@@ -69,6 +69,9 @@ pub struct RoundId(u64);
 const GROUP_BITS: u32 = 24;
 
 impl RoundId {
+    /// A round has fewer groups than this.
+    pub const GROUPS: u32 = 1 << GROUP_BITS;
+
     /// The batch of step `step` (steps count from 1).
     pub fn train(step: u64) -> Self {
         Self(step << 1)
@@ -197,6 +200,8 @@ pub struct Plan {
     pub samples_per_group: u32,
     /// Held-out problems; 0: no evaluation.
     pub eval_problems: u32,
+    /// Completions of a problem in an evaluation.
+    pub eval_samples: u32,
     /// Evaluate before the first step.
     pub eval_before: bool,
     /// Evaluate after the last step.
@@ -218,6 +223,9 @@ pub struct Plan {
     pub progress_timeout: Duration,
     /// Workers that the run starts itself; 0: others may be started by hand at any time.
     pub launched_workers: usize,
+    /// Policies to evaluate in turn instead of training, the step of each its place here (`steps`
+    /// is the last one's, and an evaluation is due after each); empty: a learner makes them.
+    pub given: Vec<Version>,
     /// Largest difference between a worker's and the learner's log-probs of the probe, where
     /// their arithmetic differs (on a CPU with the same arithmetic it is 0).
     pub probe_tolerance: f32,
@@ -394,16 +402,16 @@ pub struct EvalDone {
     pub version: Version,
     /// Wall time from the first prompt to the last verdict.
     pub seconds: Duration,
-    /// One completion a problem, in the problems' order.
-    pub completions: Vec<Arc<Scored>>,
+    /// Problems in order, completions in order.
+    pub groups: Vec<Vec<Arc<Scored>>>,
 }
 
 /// What the shell is to do.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Note the version that the run starts from.
+    /// Note a version that no step made: the one that the run starts from, or one that is given.
     RecordStart {
-        /// Version 0.
+        /// Version 0, or a given one.
         version: Version,
         /// The base model's digest.
         model_digest: String,

@@ -26,6 +26,8 @@ pub struct Limits {
     pub samples: u32,
     /// Problems of an evaluation.
     pub eval_problems: u32,
+    /// Completions of a problem in an evaluation.
+    pub eval_samples: u32,
 }
 
 impl Limits {
@@ -46,7 +48,7 @@ impl Limits {
         let (round, group) = RoundId::of_group(completion.group_id);
         let (groups, samples, longest) = match round.purpose() {
             Purpose::Train => (self.groups, self.samples, self.train_tokens),
-            Purpose::Eval => (self.eval_problems, 1, self.eval_tokens),
+            Purpose::Eval => (self.eval_problems, self.eval_samples, self.eval_tokens),
         };
         let (tokens, logprobs) = (&completion.tokens, &completion.logprobs);
         let last = tokens.len() as u32;
@@ -89,7 +91,7 @@ impl Limits {
     /// # Errors
     /// What is wrong with the samples named.
     pub fn check_failed(&self, failed: &v1::SampleFailed) -> Result<(), String> {
-        if failed.sample_indices.len() > self.samples.max(1) as usize {
+        if failed.sample_indices.len() > self.samples.max(self.eval_samples).max(1) as usize {
             return Err(format!(
                 "{} failed samples of one group",
                 failed.sample_indices.len()
@@ -134,6 +136,7 @@ mod tests {
             groups: 2,
             samples: 3,
             eval_problems: 5,
+            eval_samples: 1,
         }
     }
 

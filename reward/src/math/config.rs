@@ -69,6 +69,32 @@ impl MathConfig {
     }
 }
 
+impl MathConfig {
+    /// The paper's evaluation (`scripts/eval/run_eval_custom_tasks.py`, lighteval's
+    /// `multilingual_extractive_match`): as the reference, with boxes first and five decimals.
+    pub fn evaluation() -> Self {
+        let reference = Self::reference();
+        let boxes_first = Extraction::Latex(LatexExtraction {
+            boxed_priority: Some(0),
+            ..LatexExtraction::reference()
+        });
+        Self {
+            answer: Reading {
+                kinds: vec![
+                    boxes_first,
+                    Extraction::Plain(PlainExtraction { anywhere: true }),
+                ],
+                ..Reading::reference()
+            },
+            comparison: Comparison {
+                float_rounding: 5,
+                ..reference.comparison
+            },
+            ..reference
+        }
+    }
+}
+
 impl Reading {
     /// The default arguments of the reference's `parse`: LaTeX, then plain; the first that parses.
     pub fn reference() -> Self {

@@ -8,7 +8,7 @@ pub(super) enum Write {
     Start(Version, String),
     Completion(Arc<Scored>),
     Step(Version, Vec<Vec<Arc<Scored>>>),
-    Eval(Version, usize),
+    Eval(Version, Vec<Vec<Arc<Scored>>>),
     Rollback(Version),
 }
 
@@ -28,7 +28,8 @@ impl Journal {
         for write in writes {
             match write {
                 Write::Start(version, model) => {
-                    assert!(journal.versions.is_empty());
+                    assert_eq!(version.step, journal.versions.len() as u64);
+                    assert!(version.step == 0 || !plan.given.is_empty());
                     journal.versions.push(version);
                     journal.model = Some(model);
                 }
@@ -40,21 +41,13 @@ impl Journal {
                 }
                 Write::Step(version, groups) => {
                     assert_eq!(version.step, journal.versions.len() as u64);
-                    let round = RoundId::train(version.step);
-                    assert_eq!(groups.len(), plan.groups_per_step as usize);
-                    for (g, group) in groups.iter().enumerate() {
-                        assert_eq!(group.len(), plan.samples_per_group as usize);
-                        for (index, scored) in group.iter().enumerate() {
-                            let (group, index) = (round.group(g as u32), index as u32);
-                            let id = SampleId { group, index };
-                            assert_eq!(scored.id(), id, "out of order");
-                            assert_eq!(&journal.completions[&id], scored);
-                        }
-                    }
+                    let shape = (plan.groups_per_step, plan.samples_per_group);
+                    journal.check_round(RoundId::train(version.step), &groups, shape);
                     journal.versions.push(version);
                 }
-                Write::Eval(version, problems) => {
-                    assert_eq!(problems, plan.eval_problems as usize);
+                Write::Eval(version, groups) => {
+                    let shape = (plan.eval_problems, plan.eval_samples);
+                    journal.check_round(RoundId::eval(version.step), &groups, shape);
                     assert!(!journal.evals.contains(&version.step), "evaluated twice");
                     journal.evals.push(version.step);
                 }
@@ -70,6 +63,20 @@ impl Journal {
             }
         }
         recorded
+    }
+
+    /// A round is whole, in order, and written.
+    fn check_round(&self, round: RoundId, groups: &[Vec<Arc<Scored>>], shape: (u32, u32)) {
+        assert_eq!(groups.len(), shape.0 as usize);
+        for (g, group) in groups.iter().enumerate() {
+            assert_eq!(group.len(), shape.1 as usize);
+            for (index, scored) in group.iter().enumerate() {
+                let (group, index) = (round.group(g as u32), index as u32);
+                let id = SampleId { group, index };
+                assert_eq!(scored.id(), id, "out of order");
+                assert_eq!(&self.completions[&id], scored);
+            }
+        }
     }
 
     /// What a coordinator that starts again goes on from.

@@ -1,0 +1,168 @@
+//! A journal read from outside: while its run goes on, after its end, or after it was killed.
+
+use std::{collections::BTreeMap, path::Path};
+
+use rusqlite::params;
+use tina_proto::v1;
+
+use super::{Counters, JournalError, store::Store};
+use crate::scheduler::types::{Purpose, RoundId, SampleId};
+
+/// A journal as it was at one moment. Nothing is written, and nobody is kept from writing.
+pub struct Reader(Store);
+
+/// A completion of an evaluation, without its text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    /// Its name.
+    pub sample: SampleId,
+    /// Full marks by `eval.reward`.
+    pub correct: bool,
+    /// Its length in tokens.
+    pub tokens: u32,
+    /// It was cut off by the token limit.
+    pub truncated: bool,
+    /// Every reward that counts could judge it.
+    pub judged: bool,
+}
+
+/// A problem as an evaluation asked it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalPrompt {
+    /// Its group.
+    pub group: u64,
+    /// Name of the problem.
+    pub problem: String,
+    /// As the model saw it, chat template included.
+    pub text: String,
+    /// The gold answer.
+    pub gold: String,
+}
+
+impl Reader {
+    /// The journal at `path`; `None` when there is none, or one that was never begun.
+    ///
+    /// # Errors
+    /// It can't be read, or is of another schema.
+    pub fn open(path: &Path) -> Result<Option<Self>, JournalError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Store::open_to_read(path)?.map(Self))
+    }
+
+    /// The run's name for itself.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn run_id(&self) -> Result<String, JournalError> {
+        Ok(self.0.meta("run_id")?.unwrap_or_default())
+    }
+
+    /// As last recorded.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn counters(&self) -> Result<Counters, JournalError> {
+        self.0.counters()
+    }
+
+    /// Records of all steps, in order.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn steps(&self) -> Result<Vec<v1::StepRecord>, JournalError> {
+        self.0.steps(1, u32::MAX)
+    }
+
+    /// Records of all evaluations, in order.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn evals(&self) -> Result<Vec<v1::EvalRecord>, JournalError> {
+        self.0.evals()
+    }
+
+    /// By step, how long the completions of its batch are, in tokens, in no order.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn lengths(&self) -> Result<BTreeMap<u64, Vec<u32>>, JournalError> {
+        // `length` of a blob is in its row's header: the blob itself stays on disk.
+        let select = "SELECT group_id, length(tokens) / 4 FROM completions";
+        let rows = self.0.rows(select, [], |row| {
+            Ok((row.get::<_, i64>(0)? as u64, row.get::<_, u32>(1)?))
+        })?;
+        let mut lengths: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for (group, tokens) in rows {
+            let (round, _) = RoundId::of_group(group);
+            if round.purpose() == Purpose::Train {
+                lengths.entry(round.step()).or_default().push(tokens);
+            }
+        }
+        Ok(lengths)
+    }
+
+    /// Problems of the evaluation after `step` steps, in the order they were asked.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn eval_prompts(&self, step: u64) -> Result<Vec<EvalPrompt>, JournalError> {
+        let select = "SELECT group_id, problem, text, gold FROM prompts
+                      WHERE group_id BETWEEN ?1 AND ?2 ORDER BY group_id";
+        self.0.rows(select, groups(step), |row| {
+            Ok(EvalPrompt {
+                group: row.get::<_, i64>(0)? as u64,
+                problem: row.get(1)?,
+                text: row.get(2)?,
+                gold: row.get(3)?,
+            })
+        })
+    }
+
+    /// Completions of the evaluation after `step` steps, in order.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn answers(&self, step: u64) -> Result<Vec<Answer>, JournalError> {
+        let select =
+            "SELECT group_id, sample_index, correct, length(tokens) / 4, finish_reason, judged
+                      FROM completions
+                      WHERE group_id BETWEEN ?1 AND ?2 ORDER BY group_id, sample_index";
+        self.0.rows(select, groups(step), |row| {
+            Ok(Answer {
+                sample: SampleId {
+                    group: row.get::<_, i64>(0)? as u64,
+                    index: row.get(1)?,
+                },
+                correct: row.get(2)?,
+                tokens: row.get(3)?,
+                truncated: row.get::<_, i32>(4)? == v1::FinishReason::Length as i32,
+                judged: row.get(5)?,
+            })
+        })
+    }
+
+    /// The text of a completion; empty where there is no such.
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn text(&self, sample: SampleId) -> Result<String, JournalError> {
+        let select = "SELECT text FROM completions WHERE group_id = ?1 AND sample_index = ?2";
+        let found = self
+            .0
+            .rows(select, params![sample.group as i64, sample.index], |row| {
+                row.get(0)
+            })?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+}
+
+/// First and last group that an evaluation can have.
+fn groups(step: u64) -> [i64; 2] {
+    let round = RoundId::eval(step);
+    [
+        round.group(0) as i64,
+        round.group(RoundId::GROUPS - 1) as i64,
+    ]
+}
