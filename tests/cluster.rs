@@ -9,6 +9,7 @@
 
 mod support;
 
+use serde_json::Value;
 use support::{Bench, STEPS, tina};
 use tina_proto::v1::StepRecord;
 
@@ -165,5 +166,111 @@ fn a_run_that_was_cut_and_resumed_ends_in_the_same_bytes() {
     assert!(
         bench.final_adapter("killed") == whole,
         "SIGKILL of the coordinator and --resume"
+    );
+}
+
+/// The numbers of an evaluation, without what depends on the clock.
+fn numbers(mut report: Value) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|key, _| !["seconds", "cost_usd"].contains(&key.as_str()));
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    strip(&mut report);
+    report
+}
+
+#[test]
+fn an_evaluation_that_was_killed_goes_on_to_the_same_numbers() {
+    const PROBLEMS: usize = 60;
+    let bench = Bench::new();
+    bench
+        .up("trained", &["--set", "run.steps=2"])
+        .finish()
+        .summary();
+    let suite: String = (0..PROBLEMS)
+        .map(|i| format!("{{\"problem\": \"say {i}\", \"answer\": \"{}\"}}\n", i % 10))
+        .collect();
+    std::fs::write(bench.path("digits.jsonl"), suite).unwrap();
+    let how = |samples: &'static str| {
+        let suites = ["--suite", "digits.jsonl,held-out", "--adapter", "base,2"];
+        let sampling = [
+            "--samples",
+            samples,
+            "--temperature",
+            "1",
+            "--max-tokens",
+            "60",
+        ];
+        [&suites[..], &sampling[..], &["--prompt", "config"][..]].concat()
+    };
+
+    let ended = bench.eval("trained", "whole", &how("4")).finish();
+    let whole = numbers(ended.summary());
+    assert!(
+        !bench.path("whole/logs/learner.log").exists(),
+        "nothing is trained"
+    );
+    assert_eq!(whole["samples"], 4);
+    let adapters = whole["adapters"].as_array().unwrap();
+    assert_eq!(adapters.len(), 2);
+    assert_eq!(adapters[0]["adapter"], "base");
+    let digits = &adapters[1]["suites"][0];
+    assert_eq!(
+        (&digits["suite"], &digits["problems"]),
+        (&"digits".into(), &PROBLEMS.into())
+    );
+    let [value, low, high] =
+        ["value", "low", "high"].map(|key| digits["pass_at_1"][key].as_f64().unwrap());
+    assert!(0.0 <= low && low <= value && value <= high && low < high);
+    assert_eq!(
+        digits["pass_at_k"].as_array().unwrap().len(),
+        3,
+        "k is 1, 2 and 4"
+    );
+    assert!(
+        whole["changes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|change| change["suite"] == "all")
+    );
+    let page = std::fs::read_to_string(bench.path("whole/report.md")).unwrap();
+    assert!(page.contains("| base | digits | 60 |"), "{page}");
+
+    let mut eval = bench.eval("trained", "killed", &how("4"));
+    let all = (PROBLEMS + 4) * 4;
+    eval.wait_for("a good part of the second adapter", |status| {
+        status.step == 1 && status.phase_done as usize > all / 4
+    });
+    eval.kill_coordinator();
+    let before = bench.decode_times("killed");
+    assert!(
+        all < before.len() && before.len() < 2 * all,
+        "{}",
+        before.len()
+    );
+    let again = bench.eval("trained", "killed", &how("4")).finish();
+    assert_eq!(numbers(again.summary()), whole, "SIGKILL and going on");
+    let after = bench.decode_times("killed");
+    assert_eq!(after.len(), 2 * all);
+    let kept = before
+        .iter()
+        .filter(|sample| after.contains(sample))
+        .count();
+    assert_eq!(kept, before.len(), "what was scored is not sampled again");
+
+    let third = bench.eval("trained", "killed", &how("4")).finish();
+    assert_eq!(numbers(third.summary()), whole, "a report may be had again");
+    let other = bench.eval("trained", "killed", &how("2")).finish();
+    assert!(
+        !other.success && other.stderr.contains("samples: was 4, is 2"),
+        "{}",
+        other.stderr
     );
 }

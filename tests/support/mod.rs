@@ -114,12 +114,29 @@ impl Bench {
         self.start("coordinator", name, &[])
     }
 
+    /// `tina eval run.toml` of a run's adapters, in this folder.
+    pub(crate) fn eval(&self, name: &str, out: &str, more: &[&str]) -> Up {
+        let mut command = self.command("eval", name);
+        command.args(["--out", out]).args(more);
+        Self::launch(command, self.path(out))
+    }
+
     fn start(&self, command: &str, name: &str, more: &[&str]) -> Up {
-        let mut child = tina()
-            .current_dir(self.folder.path())
+        let mut command = self.command(command, name);
+        command.args(more);
+        Self::launch(command, self.path("runs").join(name))
+    }
+
+    fn command(&self, command: &str, name: &str) -> Command {
+        let mut tina = tina();
+        tina.current_dir(self.folder.path())
             .args([command, "run.toml", "--json", "--set"])
-            .arg(format!("run.name={name}"))
-            .args(more)
+            .arg(format!("run.name={name}"));
+        tina
+    }
+
+    fn launch(mut command: Command, run: PathBuf) -> Up {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -129,7 +146,7 @@ impl Bench {
         Up {
             child,
             streams,
-            run: self.path("runs").join(name),
+            run,
         }
     }
 
@@ -150,6 +167,16 @@ impl Bench {
         let count = "SELECT COUNT(DISTINCT worker) FROM completions";
         let journal = rusqlite::Connection::open(journal).unwrap();
         journal.query_row(count, [], |row| row.get(0)).unwrap()
+    }
+
+    /// How long each completion of the journal in this folder took to decode: no two samplings of
+    /// one take the same time.
+    pub(crate) fn decode_times(&self, folder: &str) -> Vec<(i64, i64, f64)> {
+        let journal = rusqlite::Connection::open(self.path(folder).join("run.db")).unwrap();
+        let select = "SELECT group_id, sample_index, decode_seconds FROM completions ORDER BY 1, 2";
+        let mut select = journal.prepare(select).unwrap();
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        rows.unwrap().map(Result::unwrap).collect()
     }
 
     /// The adapter file that a run ended with.

@@ -204,13 +204,13 @@ fn problem(
         .ok_or_else(|| no_field(row, "question", &QUESTIONS))?;
     let id = ["id", "unique_id", "Record ID"]
         .iter()
-        .find_map(|name| field(row, name).and_then(text))
+        .find_map(|name| value(row, name))
         .unwrap_or_else(|| line.to_string());
     let choices: Vec<String> = WRONG_CHOICES
         .iter()
-        .filter_map(|name| field(row, name).and_then(text))
+        .filter_map(|name| value(row, name))
         .collect();
-    let right = field(row, "Correct Answer").and_then(text);
+    let right = value(row, "Correct Answer");
     let (question, answer, header) = match right {
         Some(right) if !choices.is_empty() => {
             let (question, letter) = lettered(&asked, &right, choices, config.run.seed, line);
@@ -228,7 +228,7 @@ fn problem(
             .fill(|name| match name {
                 "question" => Some(question.clone()),
                 "answer" => Some(answer.clone()),
-                name => field(row, name).and_then(text),
+                name => value(row, name),
             })
             .map_err(|name| format!("no field {name:?}, which data.prompt_template names"))?,
     };
@@ -241,11 +241,15 @@ fn problem(
     })
 }
 
+fn value(row: &Row, name: &str) -> Option<String> {
+    field(row, name).and_then(|value| text(&value))
+}
+
 /// The first of these fields that has a text.
 fn first(row: &Row, own: &str, others: &[&str]) -> Option<String> {
     std::iter::once(own)
         .chain(others.iter().copied())
-        .filter_map(|name| field(row, name).and_then(text))
+        .filter_map(|name| value(row, name))
         .find(|text| !text.trim().is_empty())
 }
 

@@ -291,6 +291,18 @@ impl Scheduler {
             .as_ref()
             .map_or("", |device| device.numerics.as_str());
         let Some(probe) = &policy.probe else {
+            if loaded.probe_logprobs.iter().any(|x| !x.is_finite()) {
+                let reason = format!(
+                    "under the adapter {} its log-probs of the probe are not finite",
+                    policy.version
+                );
+                out.push(Command::Warn(format!(
+                    "worker {} is refused: {reason}",
+                    worker.id
+                )));
+                worker.refused = Some(reason);
+                return;
+            }
             let probe = Probe {
                 whose: format!("worker {}", worker.id),
                 logprobs: loaded.probe_logprobs.clone(),

@@ -367,6 +367,83 @@ fn one_differing_bit_of_a_probe_refuses_a_worker_of_the_same_arithmetic() {
 }
 
 #[test]
+fn given_policies_are_evaluated_in_turn_by_workers_that_agree() {
+    let mut bench = Bench::new(Plan {
+        steps: 1,
+        eval_problems: 2,
+        eval_samples: 3,
+        eval_before: true,
+        eval_after: true,
+        eval_every: 1,
+        given: vec![version(0), version(1)],
+        ..plan()
+    });
+    bench.worker_joins(0, 8, "cpu-x");
+    let asked = |c: &Command| matches!(c, Command::LoadAdapter { session: 0, version: v } if *v == version(0));
+    assert!(bench.said.iter().any(asked), "needs no learner");
+    bench.worker_joins(1, 8, "cpu-x");
+    bench.worker_joins(2, 8, "cpu-x");
+    bench.loads(0, version(0), &[f32::NAN, -2.0]);
+    assert!(bench.status("w0").state.contains("not finite"));
+    bench.loads(1, version(0), &[-1.0, -2.0]);
+    bench.loads(2, version(0), &[-1.0, (-2.0f32).next_up()]);
+    assert!(
+        bench.status("w2").state.contains("worker w1"),
+        "{:?}",
+        bench.status("w2")
+    );
+    assert_eq!(bench.handed(), [(1, 0, 3), (1, 1, 3)]);
+
+    let hello = v1::LearnerHello::default();
+    let said = bench.tell(Event::LearnerHello {
+        session: LEARNER,
+        hello,
+    });
+    assert!(matches!(
+        said,
+        [Command::StopLearner {
+            session: LEARNER,
+            ..
+        }]
+    ));
+
+    for (place, of) in [version(0), version(1)].into_iter().enumerate() {
+        if place == 1 {
+            bench.loads(1, of, &[-3.0]);
+        }
+        let mut said = Vec::new();
+        for (group, index) in (0..6).map(|n| (n / 3, n % 3)) {
+            let mut completion = completion(group, index, of);
+            completion.group_id = RoundId::eval(place as u64).group(group);
+            bench.tell(Event::Completion {
+                session: 1,
+                completion: completion.clone(),
+            });
+            let scored = scored(completion);
+            let recorded = (scored.id(), of);
+            bench.tell(Event::Scored(scored));
+            said = bench.tell(Event::Recorded(vec![recorded])).to_vec();
+        }
+        let done = said.iter().find_map(|command| match command {
+            Command::RecordEval(done) => Some(done),
+            _ => None,
+        });
+        let done = done.expect("the round is done");
+        assert_eq!(done.version, of);
+        assert!(done.groups.iter().map(Vec::len).eq([3, 3]));
+        let over = said.iter().any(|c| {
+            matches!(
+                c,
+                Command::Finish {
+                    stopped_early: false
+                }
+            )
+        });
+        assert_eq!(over, place == 1);
+    }
+}
+
+#[test]
 fn a_worker_that_does_not_acknowledge_in_time_is_left_out_until_it_does() {
     let mut bench = Bench::new(plan());
     bench.worker_joins(0, 4, "cpu-x");
