@@ -113,10 +113,16 @@ fn thousands(chars: &[char], at: usize, digits: &str) -> Option<usize> {
     let behind = SEPARATORS.iter().find_map(|separator| {
         let len = separator.chars().count();
         let here = chars.get(at..at + len)?;
-        here.iter()
+        let mut end = here
+            .iter()
             .copied()
             .eq(separator.chars())
-            .then_some(at + len)
+            .then_some(at + len)?;
+        // `11,\! 111`: this space is taken back.
+        while separator.ends_with('!') && chars.get(end) == Some(&' ') {
+            end += 1;
+        }
+        Some(end)
     })?;
     let group = chars.get(behind..behind + 3)?;
     let ends = !chars.get(behind + 3).is_some_and(char::is_ascii_digit);

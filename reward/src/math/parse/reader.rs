@@ -5,6 +5,7 @@ use super::{
     commands::{self, Command, command},
     lexer::{Lexer, Side},
     names::normal_name,
+    numbers::MAX_DIGITS,
     token::{Kind, Token},
     words::{self, Meaning},
 };
@@ -144,7 +145,11 @@ impl Lexer<'_> {
             Command::Letters => {
                 // `\mathbf{i}` is a vector, not the imaginary unit.
                 self.at = end;
-                if let [c] = self.ahead_group().as_slice()
+                let inner = self.ahead_group();
+                if let Some(digits) = spaced_digits(&inner) {
+                    self.push(Kind::Digits(digits));
+                    self.group();
+                } else if let [c] = inner.as_slice()
                     && matches!(c, 'i' | 'e')
                 {
                     let name = c.to_string();
@@ -262,6 +267,11 @@ impl Lexer<'_> {
         self.at = end;
         let inner = self.group();
         let behind = std::mem::replace(&mut self.at, start);
+        if let Some(digits) = spaced_digits(&inner) {
+            self.push(Kind::Digits(digits));
+            self.at = behind;
+            return Ok(());
+        }
         let content: String = inner.iter().collect();
         let trimmed = content.trim();
         let upright = match trimmed {
@@ -326,4 +336,11 @@ impl Lexer<'_> {
         }
         Ok(())
     }
+}
+
+/// `\mathbf{2 6 2}`: a number in bold, its digits set apart.
+fn spaced_digits(chars: &[char]) -> Option<String> {
+    let digits: String = chars.iter().filter(|c| !c.is_whitespace()).collect();
+    let fits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    (fits && digits.len() <= MAX_DIGITS).then_some(digits)
 }

@@ -43,6 +43,9 @@ fn numbers_are_exact_however_they_are_written() {
         ("1,234.5", "1234.5"),
         ("1{,}000", "1000"),
         ("1,\\!600", "1600"),
+        ("11,\\! 111,\\! 111", "11111111"),
+        ("\\mathbf{2 6 2}", "262"),
+        ("-\\text{2 3}", "-23"),
         ("12\\,345", "12345"),
         ("12 345", "12345"),
         ("x = 12,500", "x = 12500"),
@@ -209,6 +212,10 @@ fn relations_alone_and_joined() {
         ),
         ("x<-1 or x>1", "x < -1 \\text{ or } x > 1"),
         ("1 = \\zzz = x = 0", "0"),
+        (
+            "{W(n) = 1 \\\\text{ and } W(n) = -1",
+            "\\operatorname{w}(n) = 1 \\text{ or } \\operatorname{w}(n) = -1",
+        ),
         ("x \\neq 0, 1", "x \\ne \\{0, 1\\}"),
         ("a|b", "\\operatorname{divides}(a, b)"),
         ("S_{MBCN}:S=7:32", "\\frac{s_{mbcn}}{s} = \\frac{7}{32}"),
@@ -260,6 +267,7 @@ fn units_and_words() {
         ("\\text{15}", "15"),
         ("\\textbf{(A)}", "a"),
         ("\\text{A, B}", "\\{a, b\\}"),
+        ("\\text{A\\!,B}", "\\{a, b\\}"),
         ("\\text{Evelyn}", "\\text{evelyn}"),
         ("Yes", "\\text{yes}"),
         (
@@ -271,6 +279,23 @@ fn units_and_words() {
         ("$90^{\\circ}$,$60^{\\circ}$", "\\{90, 60\\}"),
         ("**4**", "4"),
     ]);
+}
+
+#[test]
+fn of_a_chain_the_last_side_is_kept_where_asked() {
+    let repairs = Repairs {
+        equations: true,
+        ..ALL
+    };
+    let last = |text| {
+        parse(text, Syntax::Latex, repairs, &mut Fuel::new(10_000)).map(|expr| expr.to_string())
+    };
+    assert_eq!(last("x = 1 + 1 = 2"), Ok("2".into()));
+    assert_eq!(last("x = 2"), Ok("x = 2".into()));
+    assert_eq!(
+        last("x = 2 \\text{ or } x = 4"),
+        Ok("x = 2 \\text{ or } x = 4".into())
+    );
 }
 
 #[test]

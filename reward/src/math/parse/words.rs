@@ -234,7 +234,10 @@ pub(super) enum Meaning {
 
 /// Splits words at `and` and `or` on their ends, and says what each part is.
 pub(super) fn meanings(text: &str) -> Vec<Meaning> {
-    let trimmed = text.replace(['~', '\n', '\t'], " ");
+    let trimmed = text
+        .replace("\\!", "")
+        .replace("\\,", " ")
+        .replace(['~', '\n', '\t'], " ");
     let mut rest = trimmed.trim().to_string();
     let mut front = Vec::new();
     let mut back = Vec::new();
