@@ -454,6 +454,10 @@ pub(super) fn negated(expr: Expr) -> Expr {
     match expr {
         Expr::Number(value) if !value.is_zero() => Expr::Number(-value),
         Expr::Decimal(value) if !value.is_zero() => Expr::Decimal(-value),
+        // `-5\%` is minus five, in percent.
+        Expr::Percent(inner) if matches!(*inner, Expr::Number(_) | Expr::Decimal(_)) => {
+            Expr::Percent(Box::new(negated(*inner)))
+        }
         other => Expr::Negated(Box::new(other)),
     }
 }

@@ -300,7 +300,7 @@ impl Lexer<'_> {
             self.at = behind;
             return Ok(());
         }
-        if trimmed.contains('$') || trimmed.contains("\\(") || trimmed.contains("\\frac") {
+        if trimmed.contains('$') || is_formula(&inner) {
             self.read_inner(&inner, fuel)?;
             self.at = behind;
             return Ok(());
@@ -343,4 +343,28 @@ fn spaced_digits(chars: &[char]) -> Option<String> {
     let digits: String = chars.iter().filter(|c| !c.is_whitespace()).collect();
     let fits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     (fits && digits.len() <= MAX_DIGITS).then_some(digits)
+}
+
+/// Whether what stands in `\text{…}` is a formula: commands, and no words beside them.
+fn is_formula(chars: &[char]) -> bool {
+    let mut commands = false;
+    let mut letters = 0;
+    let mut after_backslash = false;
+    for c in chars {
+        match c {
+            '\\' => (after_backslash, letters) = (true, 0),
+            c if c.is_ascii_alphabetic() => {
+                commands |= after_backslash;
+                letters += usize::from(!after_backslash);
+                // A word of three letters is no product.
+                if letters > 2 {
+                    return false;
+                }
+            }
+            // `\begin{pmatrix}`: the name of a group right behind a command is none of its words.
+            '{' => letters = 0,
+            _ => (after_backslash, letters) = (false, 0),
+        }
+    }
+    commands
 }

@@ -267,6 +267,12 @@ fn units_and_words() {
         ("9\\text{ a.m.}", "9"),
         ("\\text{15}", "15"),
         ("\\textbf{(A)}", "a"),
+        ("\\mbox{11\\sqrt2}", "11 \\cdot \\sqrt{2}"),
+        (
+            "\\text{\\begin{pmatrix} 1 & 2 \\end{pmatrix}}",
+            "\\begin{pmatrix} 1 & 2 \\end{pmatrix}",
+        ),
+        ("-5\\%", "(-5)\\%"),
         ("\\text{A, B}", "\\{a, b\\}"),
         ("\\text{A\\!,B}", "\\{a, b\\}"),
         ("\\text{Evelyn}", "\\text{evelyn}"),
