@@ -128,6 +128,11 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// Takes the last token away.
+    pub(super) fn drop_last(&mut self) {
+        self.tokens.pop();
+    }
+
     /// An error at the current token.
     pub(super) fn error(&self, message: &str) -> ParseError {
         let at = self.tokens.get(self.pos).map_or(self.end, |token| token.at);
