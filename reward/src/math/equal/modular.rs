@@ -15,10 +15,12 @@ use super::{
     },
     exact,
     residue::{Residue, Scrambler},
+    shape,
 };
 use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Signed, ToPrimitive};
+use std::collections::BTreeMap;
 
 /// Largest n of n!, and of the smaller k of a binomial, that are multiplied out.
 const LONGEST_PRODUCT: u64 = 200_000;
@@ -311,6 +313,9 @@ impl<'a> Modular<'a> {
                 };
                 return Ok(below.inverse().map(|below| above.times(below)));
             }
+            (Function::Named, _) if shape::series(arguments).is_some() => {
+                return self.series(arguments);
+            }
             (Function::Named, _) => {
                 return self.opaque_arguments(function, arguments);
             }
@@ -407,6 +412,24 @@ impl<'a> Modular<'a> {
             return Ok(Some(sum(&above).minus(sum(&below))));
         }
         self.opaque_call(Function::Ln, std::slice::from_ref(inner))
+    }
+
+    /// A sum over k is the same sum over j.
+    fn series(&mut self, arguments: &[Expr]) -> Value {
+        let Some(series) = shape::series(arguments) else {
+            return Ok(None);
+        };
+        // No variable has an empty name.
+        let bound = BTreeMap::from([(series.variable.to_owned(), Expr::Symbol(String::new()))]);
+        shape::deeper_than(series.term, usize::MAX, self.fuel)?;
+        let term = shape::substitute(series.term, &bound);
+        self.opaque = true;
+        let state = Scrambler::new(STRUCTURE)
+            .word(18)
+            .word(u64::from(series.product))
+            .residue(self.code(series.low)?)
+            .residue(self.code(series.high)?);
+        Ok(Some(state.residue(self.code(&term)?).element()))
     }
 
     fn opaque_call(&mut self, function: Function, arguments: &[Expr]) -> Value {

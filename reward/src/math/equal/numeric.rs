@@ -167,14 +167,17 @@ fn read(
 }
 
 /// Where to evaluate: positive numbers of three sizes, and some that are negative; whole numbers where
-/// there is a factorial of a variable.
+/// there is a factorial of a variable or a sum.
 fn points(gold: &Expr, answer: &Expr, constant: bool) -> Vec<(Region, u64)> {
     if constant {
         return vec![(Region::Small, 0)];
     }
-    let counts = |node: &Expr| {
-        matches!(node, Expr::Call(Function::Factorial | Function::DoubleFactorial | Function::Binomial, items)
-            if items.iter().any(|item| !shape::is_constant(item)))
+    let counts = |node: &Expr| match node {
+        Expr::Call(Function::Factorial | Function::DoubleFactorial | Function::Binomial, items) => {
+            items.iter().any(|item| !shape::is_constant(item))
+        }
+        Expr::Call(Function::Named, items) => shape::series(items).is_some(),
+        _ => false,
     };
     if shape::any(gold, &counts) || shape::any(answer, &counts) {
         return (0..8).map(|salt| (Region::Whole, salt)).collect();
@@ -227,6 +230,7 @@ fn at_point(
         real_roots: reading.real_roots,
         left_reals: false,
         odd_root: false,
+        bound: Vec::new(),
         fuel,
     };
     let (ours, theirs) = (evaluator.value(gold), evaluator.value(answer));
@@ -269,6 +273,7 @@ pub(super) fn real_value(constant: &Expr, fuel: &mut Fuel) -> Result<Option<BigR
             real_roots,
             left_reals: false,
             odd_root: false,
+            bound: Vec::new(),
             fuel,
         };
         match evaluator.value(constant) {
@@ -301,6 +306,7 @@ pub(super) fn constant_sign(
             real_roots: false,
             left_reals: false,
             odd_root: false,
+            bound: Vec::new(),
             fuel,
         };
         let value = evaluator.value(expression);

@@ -131,6 +131,22 @@ fn numbers_are_exact() {
     yes(&factorial(2006), &div(factorial(2004), n(2005 * 2006)));
     no(&sum([n(1), neg(div(n(1), E))]), &sum([n(1), div(n(1), E)]));
     no(&PI, &sum([PI, div(n(1), pow(n(10), n(100)))]));
+    let million = Expr::Call(Function::Binomial, vec![n(2_037_171), n(2019)]);
+    no(&million, &d("0.541"));
+    let quotient = div(
+        call(Function::Factorial, n(2016)),
+        call(Function::Factorial, n(1953)),
+    );
+    let mut fuel = Fuel::new(30_000);
+    assert_eq!(
+        equal(
+            &quotient,
+            &mul([v("n"), pow(n(2), v("n"))]),
+            DEFAULT,
+            &mut fuel
+        ),
+        Ok(false)
+    );
     no(&n(1), &sum([n(1), pow(E, n(-300))]));
 }
 
@@ -353,6 +369,34 @@ fn functions_by_evaluation() {
     yes(&f(sum([x.clone(), n(1)])), &f(sum([n(1), x.clone()])));
     no(&f(x.clone()), &f(y.clone()));
     no(&f(x.clone()), &Expr::Call(Function::Named, vec![t("g"), x]));
+}
+
+#[test]
+fn sums_by_their_terms() {
+    let series = |name: &str, k: &str, low: i64, high: Expr, term: Expr| {
+        Expr::Call(Function::Named, vec![t(name), eq(v(k), n(low)), high, term])
+    };
+    let triangle = div(mul([v("n"), sum([v("n"), n(1)])]), n(2));
+    yes(&series("sum", "k", 1, v("n"), v("k")), &triangle);
+    yes(
+        &series("sum", "k", 1, v("n"), v("k")),
+        &series("sum", "j", 1, v("n"), v("j")),
+    );
+    no(
+        &series("sum", "k", 1, v("n"), v("k")),
+        &series("sum", "j", 2, v("n"), v("j")),
+    );
+    yes(&series("sum", "k", 1, n(10), pow(v("k"), n(2))), &n(385));
+    yes(
+        &series("prod", "k", 1, v("n"), v("k")),
+        &call(Function::Factorial, v("n")),
+    );
+    let unknown = |k: &str| {
+        let f = Expr::Call(Function::Named, vec![t("f"), v(k)]);
+        series("sum", k, 1, INFINITY, f)
+    };
+    yes(&unknown("k"), &unknown("j"));
+    no(&unknown("k"), &sum([unknown("j"), n(1)]));
 }
 
 #[test]
