@@ -64,22 +64,41 @@ pub(super) enum Region {
 /// One evaluation.
 #[derive(Debug)]
 pub(super) struct Evaluator<'a> {
-    pub(super) bits: u64,
-    pub(super) region: Region,
+    bits: u64,
+    region: Region,
     /// The number of the point in its region.
-    pub(super) salt: u64,
+    salt: u64,
     /// Odd roots of negative numbers are real: ∛−8 = −2.
-    pub(super) real_roots: bool,
+    real_roots: bool,
     /// A number that isn't real was met: branches of roots and logarithms are a convention then.
     pub(super) left_reals: bool,
     /// An odd root of a negative number was met.
     pub(super) odd_root: bool,
     /// Variables of sums, innermost last.
-    pub(super) bound: Vec<(String, u64)>,
-    pub(super) fuel: &'a mut Fuel,
+    bound: Vec<(String, u64)>,
+    fuel: &'a mut Fuel,
 }
 
-impl Evaluator<'_> {
+impl<'a> Evaluator<'a> {
+    /// At a numbered point of a region.
+    pub(super) fn new(
+        bits: u64,
+        (region, salt): (Region, u64),
+        real_roots: bool,
+        fuel: &'a mut Fuel,
+    ) -> Self {
+        Self {
+            bits,
+            region,
+            salt,
+            real_roots,
+            left_reals: false,
+            odd_root: false,
+            bound: Vec::new(),
+            fuel,
+        }
+    }
+
     /// The value at the point.
     pub(super) fn value(&mut self, expression: &Expr) -> Value {
         let value = self.evaluate(expression)?;

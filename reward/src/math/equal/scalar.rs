@@ -14,6 +14,8 @@ use num_traits::{One, Pow, Signed, ToPrimitive, Zero};
 
 /// Digits that are compared of decimals that rounding would make zero.
 const SIGNIFICANT: i64 = 3;
+/// Bits of an exponent whose powers are not computed, by one more than `real` says.
+const HUGE_EXPONENT: i64 = 42;
 
 impl Judge<'_> {
     /// Numbers and expressions; words too.
@@ -87,9 +89,38 @@ impl Judge<'_> {
         {
             return self.same_value(exponent, another);
         }
+        // One beyond all that can be computed, the other not: `9^(9^(9^9))` and 7.
+        if shape::is_constant(gold)
+            && shape::is_constant(answer)
+            && (self.is_huge(gold)? && numeric::has_value(answer, self.fuel)?
+                || self.is_huge(answer)? && numeric::has_value(gold, self.fuel)?)
+        {
+            return Ok(false);
+        }
         match numeric::compare(gold, answer, self.fuel)? {
             Outcome::Same => Ok(true),
             Outcome::Different | Outcome::Undefined => Ok(false),
+        }
+    }
+
+    /// Whether a constant's size is past 2^(2^40): a power with such an exponent, or a negative one of
+    /// it.
+    fn is_huge(&mut self, constant: &Expr) -> Result<bool> {
+        self.fuel.spend(1)?;
+        match constant {
+            Expr::Negated(inner) => self.is_huge(inner),
+            Expr::Power(base, exponent) => {
+                let two = BigRational::from_integer(BigInt::from(2));
+                let base = exact::rational(base, self.fuel)?;
+                Ok(base.is_some_and(|base| base >= two)
+                    && (self.is_huge(exponent)?
+                        || numeric::is_at_least(exponent, HUGE_EXPONENT, self.fuel)?))
+            }
+            Expr::Call(Function::Factorial, items) => match items.as_slice() {
+                [n] => Ok(self.is_huge(n)? || numeric::is_at_least(n, HUGE_EXPONENT, self.fuel)?),
+                _ => Ok(false),
+            },
+            _ => Ok(false),
         }
     }
 
