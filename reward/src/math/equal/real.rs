@@ -156,6 +156,10 @@ impl Real {
         if self.magnitude() > 4096 || (self.error != EXACT && self.error > -20) {
             return None;
         }
+        if self.magnitude() < -1 {
+            // Nothing, or a fraction that may have any number of digits.
+            return self.sign().is_none_or(Ordering::is_eq).then(BigInt::zero);
+        }
         let nearest = self.nearest();
         let distance = self.minus(
             &Self {

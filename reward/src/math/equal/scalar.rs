@@ -24,14 +24,14 @@ impl Judge<'_> {
         if gold == answer {
             return Ok(true);
         }
-        match (gold, answer) {
-            (Expr::Percent(a), Expr::Percent(b)) => return self.scalars(a, b),
+        match (hundredfold(gold), hundredfold(answer)) {
+            (Some(a), Some(b)) => return self.scalars(&a, &b),
             // 9% is also 9, as the reference has it; 9.5% is not 9.5.
-            (Expr::Percent(a), b) | (b, Expr::Percent(a))
-                if !shape::is_decimal(a) && !shape::is_decimal(b) && self.same_value(a, b)? =>
-            {
-                return Ok(true);
-            }
+            (Some(a), None) if self.same_percents(&a, answer)? => return Ok(true),
+            (None, Some(b)) if self.same_percents(&b, gold)? => return Ok(true),
+            _ => {}
+        }
+        match (gold, answer) {
             (Expr::Text(_), _) | (_, Expr::Text(_)) => return Ok(same_word(gold, answer)),
             (Expr::Symbol(_), other) | (other, Expr::Symbol(_))
                 if matches!(
@@ -50,6 +50,12 @@ impl Judge<'_> {
             return self.rounded(gold, answer);
         }
         self.same_value(gold, answer)
+    }
+
+    fn same_percents(&mut self, percents: &Expr, number: &Expr) -> Result<bool> {
+        Ok(!shape::is_decimal(percents)
+            && !shape::is_decimal(number)
+            && self.same_value(percents, number)?)
     }
 
     /// Without the rules for decimals and percents.
@@ -173,6 +179,15 @@ fn nearest(value: &BigRational, scale: &BigInt) -> BigInt {
         floor - 1
     } else {
         floor
+    }
+}
+
+/// `a` of `a%`, with its sign.
+fn hundredfold(expression: &Expr) -> Option<Expr> {
+    match expression {
+        Expr::Percent(inner) => Some((**inner).clone()),
+        Expr::Negated(inner) => hundredfold(inner).map(|inner| Expr::Negated(Box::new(inner))),
+        _ => None,
     }
 }
 

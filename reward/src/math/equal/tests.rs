@@ -170,6 +170,33 @@ fn towers_cost_nothing() {
 }
 
 #[test]
+fn extreme_exponents_take_no_memory() {
+    let tiny = |k: i64| pow(n(2), pow(n(2), n(-k)));
+    // This one is 1 to more digits than are looked at.
+    assert!(
+        equal(
+            &tiny(1_000_000_000),
+            &n(1),
+            DEFAULT,
+            &mut Fuel::new(100_000)
+        )
+        .is_ok()
+    );
+    no(&tiny(100), &n(1));
+    no(&tiny(1_000_000_000), &call(Function::Sin, v("x")));
+    no(&pow(v("x"), tiny(1_000_000_000)), &pow(v("x"), n(3)));
+    for large in [
+        call(Function::Floor, pow(root(n(2)), n(3_000_000))),
+        call(Function::Sin, pow(n(10), n(5000))),
+    ] {
+        assert!(matches!(
+            equal(&large, &n(0), DEFAULT, &mut Fuel::new(100_000)),
+            Err(NotJudged::TooMuchWork(_))
+        ));
+    }
+}
+
+#[test]
 fn decimals_round_and_keep_significance() {
     yes(&q(1, 3), &d("0.333333"));
     no(&q(1, 3), &d("0.33333"));
@@ -198,6 +225,10 @@ fn decimals_round_and_keep_significance() {
 #[test]
 fn percents_are_both() {
     yes(&percent(n(9)), &n(9));
+    yes(&neg(percent(q(23, 60))), &q(-23, 60));
+    yes(&neg(percent(q(23, 60))), &percent(q(-23, 60)));
+    yes(&neg(percent(n(50))), &q(-1, 2));
+    no(&neg(percent(n(50))), &n(50));
     yes(&percent(n(9)), &d("0.09"));
     yes(&n(9), &percent(n(9)));
     yes(&percent(d("9.5")), &d("0.095"));
