@@ -10,7 +10,7 @@
 
 use super::{
     super::{
-        expr::{Constant, Delimiter, Expr, Function},
+        expr::{Constant, Expr, Function},
         fuel::{Fuel, OutOfFuel},
     },
     exact,
@@ -33,13 +33,13 @@ const CONSTANT: u64 = 2;
 const LOGARITHM: u64 = 3;
 const FUNCTION: u64 = 4;
 const POWER: u64 = 5;
-const STRUCTURE: u64 = 6;
-const TEXT: u64 = 7;
+pub(super) const STRUCTURE: u64 = 6;
+pub(super) const TEXT: u64 = 7;
 
 /// An assignment of random values, and what was met under it.
 #[derive(Debug)]
 pub(super) struct Modular<'a> {
-    fuel: &'a mut Fuel,
+    pub(super) fuel: &'a mut Fuel,
     /// Which assignment.
     salt: u64,
     /// Something had no place in the field: a difference of residues proves nothing.
@@ -58,7 +58,7 @@ impl<'a> Modular<'a> {
         }
     }
 
-    fn scramble(&self, kind: u64) -> Scrambler {
+    pub(super) fn scramble(&self, kind: u64) -> Scrambler {
         Scrambler::new(kind).word(self.salt)
     }
 
@@ -458,77 +458,6 @@ impl<'a> Modular<'a> {
             None => self.structure(expression),
         }
     }
-
-    /// A code of what stands there, part by part.
-    fn structure(&mut self, expression: &Expr) -> Result<Residue, OutOfFuel> {
-        let state = self.scramble(STRUCTURE);
-        Ok(match expression {
-            Expr::Number(_) | Expr::Decimal(_) | Expr::Symbol(_) => {
-                return Ok(self.value(expression)?.unwrap_or(Residue::ZERO));
-            }
-            Expr::Constant(constant) => state.word(1).word(*constant as u64).element(),
-            Expr::Text(text) => self.scramble(TEXT).text(text).element(),
-            Expr::Sum(items) => self.parts(state.word(2), items)?,
-            Expr::Product(items) => self.parts(state.word(3), items)?,
-            Expr::Quotient(a, b) => self.parts(state.word(4), [&**a, &**b])?,
-            Expr::Power(a, b) => self.parts(state.word(5), [&**a, &**b])?,
-            Expr::Negated(a) => self.parts(state.word(6), [&**a])?,
-            Expr::Percent(a) => self.parts(state.word(7), [&**a])?,
-            Expr::Call(function, items) => {
-                self.parts(state.word(8).word(*function as u64), items)?
-            }
-            Expr::PlusMinus {
-                left,
-                right,
-                plus_first,
-            } => self.parts(
-                state.word(9).word(u64::from(*plus_first)),
-                [&**left, &**right],
-            )?,
-            Expr::Set(items) => self.parts(state.word(10), items)?,
-            Expr::Delimited { open, close, items } => self.parts(
-                state
-                    .word(11)
-                    .word(delimiter(*open))
-                    .word(delimiter(*close)),
-                items,
-            )?,
-            Expr::SetOperation(operation, items) => {
-                self.parts(state.word(12).word(*operation as u64), items)?
-            }
-            Expr::Relation { sides, operators } => {
-                let state = operators.iter().fold(state.word(13), |state, operator| {
-                    state.word(*operator as u64)
-                });
-                self.parts(state, sides)?
-            }
-            Expr::SetBuilder { element, condition } => {
-                self.parts(state.word(14), [&**element, &**condition])?
-            }
-            Expr::And(items) => self.parts(state.word(15), items)?,
-            Expr::Or(items) => self.parts(state.word(16), items)?,
-            Expr::Matrix(rows) => {
-                let state = state.word(17).word(rows.len() as u64);
-                self.parts(state, rows.iter().flatten())?
-            }
-        })
-    }
-
-    fn parts<'e>(
-        &mut self,
-        mut state: Scrambler,
-        items: impl IntoIterator<Item = &'e Expr>,
-    ) -> Result<Residue, OutOfFuel> {
-        for item in items {
-            self.fuel.spend(1)?;
-            state = state.residue(self.code(item)?);
-        }
-        Ok(state.element())
-    }
-}
-
-fn delimiter(delimiter: Delimiter) -> u64 {
-    delimiter as u64
 }
 
 /// A whole number that is not negative.
