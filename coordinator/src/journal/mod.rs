@@ -5,10 +5,12 @@
 //! `synchronous = NORMAL`: what is committed survives the death of any process at any moment; a
 //! power cut may cost the last transactions, but never the database.
 //!
-//! - [`Journal`]: the handle. `store`: statements. `fingerprint`: whose journal it is.
+//! - [`Journal`]: the handle. `store`: statements. `verdicts`: rewards as text. `fingerprint`: whose
+//!   journal it is.
 
 mod fingerprint;
 mod store;
+mod verdicts;
 
 use std::{
     collections::BTreeMap,
