@@ -29,6 +29,39 @@ impl Credentials {
     }
 }
 
+/// Arguments of a role that joins a run.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Join {
+    /// Address of the coordinator, e.g. http://127.0.0.1:7461
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Name of this process, unique in the run [default: of host and process]
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// End when this process, which started this one, is gone
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) exit_with_parent: Option<u32>,
+}
+
+impl Join {
+    /// The way to the coordinator.
+    pub(crate) fn client_options(&self) -> Result<ClientOptions, Failure> {
+        self.credentials.client_options(&self.coordinator)
+    }
+
+    /// What the coordinator calls this process of that role.
+    pub(crate) fn id(&self, role: &str) -> String {
+        self.id
+            .clone()
+            .unwrap_or_else(|| crate::commands::default_id(role))
+    }
+}
+
 /// The coordinator of the run that keeps its folder at `run_dir`: the address that it wrote down
 /// when it began to listen, and what its config says of tokens and certificates.
 pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOptions, Failure> {

@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, reward, rollout_worker, sample, status, up,
-    verify,
+    check, control, coordinator, data, learner, logprobs, reward, rollout_worker, sample, status,
+    up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -46,6 +46,7 @@ struct Cli {
 enum Command {
     Up(up::Args),
     Check(check::Args),
+    Data(data::Args),
     Status(status::Args),
     Control(control::Args),
     Sample(sample::Args),
@@ -93,6 +94,10 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Data(args) => {
+            logging::to_stderr("warn");
+            data::run(&args)
+        }
         Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");

@@ -50,10 +50,14 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.sets)?;
     let log = logging::to_run_log();
     let progress = Progress::new(args.json, config.run.steps);
+    let length = match (config.run.steps, config.data.epochs) {
+        (0, Some(epochs)) => format!("{epochs} epochs of steps"),
+        (steps, Some(epochs)) => format!("{steps} steps or {epochs} epochs"),
+        (steps, None) => format!("{steps} steps"),
+    };
     progress.say(&format!(
-        "run {}: {} steps, {} prompts x {} completions each, {}",
+        "run {}: {length}, {} prompts x {} completions each, {}",
         config.run.name,
-        config.run.steps,
         config.algorithm.prompts_per_step,
         config.algorithm.completions_per_prompt,
         config.model.source,
@@ -193,7 +197,7 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
         println!(
             "Stopped after step {} of {}; everything is saved. Go on with:\n  {}",
             summary.steps,
-            config.run.steps,
+            summary.planned_steps,
             resume_command()
         );
     } else {
@@ -214,7 +218,8 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
         }
     }
     if let Some(adapter) = &summary.adapter {
-        let question = if config.data.source.starts_with("arithmetic:") {
+        let source = config.data.source.as_deref().unwrap_or_default();
+        let question = if source.starts_with("arithmetic:") {
             "What is 17 + 5?"
         } else {
             "your question"

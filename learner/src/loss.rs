@@ -6,8 +6,8 @@
 //! -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) + kl_beta * (exp(d) - d - 1)
 //! ```
 //!
-//! (PPO's clipped objective with GRPO's group-normalised advantage A, and the k3 estimate of the
-//! KL divergence to the base model). The old log-probs are those recorded at sampling.
+//! (PPO's clipped objective with the group-relative advantage A of `advantage.rs`, and the k3
+//! estimate of the KL divergence to the base model). The old log-probs are those recorded at sampling.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,17 +23,27 @@ pub enum Aggregation {
     SequenceMean,
     /// Mean over all tokens of the batch (DAPO).
     TokenMean,
+    /// Sum over all tokens of the batch, divided by what they could be at most: the batch's
+    /// completions times the token limit. The divisor is a constant, so that the gradient neither
+    /// favours short correct completions nor spares long wrong ones (Dr. GRPO: Liu et al.,
+    /// arXiv 2503.20783, section 3, `masked_mean` by `MAX_TOKENS` in its listing; that
+    /// paper leaves out the 1/std of the advantage as well, which is
+    /// [`crate::advantage::Scale::Unscaled`]).
+    Constant,
 }
 
 impl FromStr for Aggregation {
     type Err = String;
 
-    /// The config's names: "grpo" and "dapo".
+    /// The config's names: "grpo", "dapo" and "dr_grpo".
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "grpo" => Ok(Self::SequenceMean),
             "dapo" => Ok(Self::TokenMean),
-            other => Err(format!("unknown loss \"{other}\": \"grpo\" or \"dapo\"")),
+            "dr_grpo" => Ok(Self::Constant),
+            other => Err(format!(
+                "unknown loss \"{other}\": \"grpo\", \"dapo\" or \"dr_grpo\""
+            )),
         }
     }
 }
@@ -43,14 +53,18 @@ impl fmt::Display for Aggregation {
         f.write_str(match self {
             Self::SequenceMean => "grpo",
             Self::TokenMean => "dapo",
+            Self::Constant => "dr_grpo",
         })
     }
 }
 
 /// What the loss is divided by: counted over the whole batch before any forward pass, so that
 /// micro-batches add up to the gradient of one big batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Normaliser {
+    /// Tokens that the batch could have at most: all its completions, whether in the loss or not,
+    /// times the token limit.
+    pub most_tokens: u64,
     /// Completions in the loss, those with advantage 0 included.
     pub completions: u64,
     /// Their tokens.
@@ -58,6 +72,15 @@ pub struct Normaliser {
 }
 
 impl Normaliser {
+    /// For a batch of `completions`, sampled with a limit of `max_tokens` each; none is counted yet.
+    pub fn new(completions: usize, max_tokens: usize) -> Self {
+        Self {
+            most_tokens: completions as u64 * max_tokens as u64,
+            completions: 0,
+            tokens: 0,
+        }
+    }
+
     /// Counts one completion of `tokens` tokens.
     pub fn count(&mut self, tokens: usize) {
         self.completions += 1;
@@ -69,6 +92,7 @@ impl Normaliser {
         match aggregation {
             Aggregation::SequenceMean => 1.0 / (self.completions as f64 * tokens as f64),
             Aggregation::TokenMean => 1.0 / self.tokens as f64,
+            Aggregation::Constant => 1.0 / self.most_tokens as f64,
         }
     }
 }
@@ -210,6 +234,7 @@ fn k3(base: f64, new: f64) -> Term {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advantage::Scale;
 
     const LOSS: Loss = Loss {
         aggregation: Aggregation::SequenceMean,
@@ -218,8 +243,9 @@ mod tests {
         kl_beta: 0.0,
     };
 
+    /// Of a batch whose completions are all in the loss, sampled with a limit of 10 tokens.
     fn normaliser(lengths: &[usize]) -> Normaliser {
-        let mut normaliser = Normaliser::default();
+        let mut normaliser = Normaliser::new(lengths.len(), 10);
         lengths.iter().for_each(|length| normaliser.count(*length));
         normaliser
     }
@@ -292,11 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn grpo_weighs_completions_alike_and_dapo_tokens() {
+    fn grpo_weighs_completions_alike_dapo_and_dr_grpo_tokens() {
         let lengths = [1, 3];
         for (aggregation, expected) in [
             (Aggregation::SequenceMean, [-1.0 / 2.0, -1.0 / 6.0]),
             (Aggregation::TokenMean, [-1.0 / 4.0, -1.0 / 4.0]),
+            (Aggregation::Constant, [-1.0 / 20.0, -1.0 / 20.0]),
         ] {
             let loss = Loss {
                 aggregation,
@@ -318,13 +345,73 @@ mod tests {
         }
     }
 
+    /// Two completions of one prompt, rewards 1 and 0, limit 10: advantages 1/2 and -1/2. The loss is
+    /// -(1/2 * 2 tokens) / 20 + (1/2 * 6 tokens) / 20, and a token's gradient is -A * ratio / 20.
+    #[test]
+    fn dr_grpo_in_closed_form() {
+        let advantages =
+            crate::advantage::group_advantages(&[Some(1.0), Some(0.0)], Scale::Unscaled);
+        assert_eq!(advantages, [0.5, -0.5]);
+        let loss = Loss {
+            aggregation: Aggregation::Constant,
+            ..LOSS
+        };
+        let normaliser = normaliser(&[2, 6]);
+        let mut stats = LossStats::default();
+        for (length, advantage) in [2, 6].into_iter().zip(&advantages) {
+            let logprobs = vec![-1.0f32; length];
+            let terms = Terms {
+                advantage: *advantage,
+                sampled: &logprobs,
+                new: &logprobs,
+                base: None,
+            };
+            let gradient = loss.completion(&terms, &normaliser, &mut stats);
+            assert_eq!(gradient, vec![(-advantage / 20.0) as f32; length]);
+        }
+        close(stats.loss, 2.0 / 20.0);
+
+        // Off policy: ratio e^0.1, and the KL term under the same divisor.
+        let loss = Loss {
+            kl_beta: 0.04,
+            ..loss
+        };
+        let mut stats = LossStats::default();
+        let terms = Terms {
+            advantage: 0.5,
+            sampled: &[-1.0],
+            new: &[-0.9],
+            base: Some(&[-1.1]),
+        };
+        let gradient = loss.completion(&terms, &normaliser, &mut stats);
+        let (ratio, k3) = (0.1f64.exp(), (-0.2f64).exp() - 1.0 + 0.2);
+        close(stats.loss, (-0.5 * ratio + 0.04 * k3) / 20.0);
+        let slope = -0.5 * ratio + 0.04 * (1.0 - (-0.2f64).exp());
+        close(f64::from(gradient[0]), slope / 20.0);
+    }
+
+    /// What is left out of the loss (not judged, truncated) leaves Dr. GRPO's divisor as it is.
+    #[test]
+    fn dr_grpo_divides_by_a_constant() {
+        let mut normaliser = Normaliser::new(4, 100);
+        normaliser.count(7);
+        assert_eq!(
+            normaliser.token_weight(Aggregation::Constant, 7),
+            1.0 / 400.0
+        );
+    }
+
     #[test]
     fn the_gradient_is_the_finite_difference_of_the_loss() {
         let sampled = [-0.3f32, -1.7, -0.9, -2.5, -0.05];
         let base = [-0.2f32, -1.1, -1.4, -2.0, -0.3];
         let new = [-0.25f32, -2.1, -0.85, -2.1, -0.4];
         let lengths = [5, 2, 9];
-        for aggregation in [Aggregation::SequenceMean, Aggregation::TokenMean] {
+        for aggregation in [
+            Aggregation::SequenceMean,
+            Aggregation::TokenMean,
+            Aggregation::Constant,
+        ] {
             for (advantage, kl_beta) in [(0.8, 0.0), (-1.3, 0.0), (0.8, 0.1), (-1.3, 0.1)] {
                 let loss = Loss {
                     aggregation,
@@ -397,7 +484,7 @@ mod tests {
 
     #[test]
     fn losses_are_named_as_in_the_config() {
-        for name in ["grpo", "dapo"] {
+        for name in ["grpo", "dapo", "dr_grpo"] {
             assert_eq!(name.parse::<Aggregation>().unwrap().to_string(), name);
         }
         assert!("ppo".parse::<Aggregation>().unwrap_err().contains("grpo"));

@@ -72,6 +72,25 @@ mod tests {
         close(SCHEDULE.lr(1_000_000), 1e-4);
     }
 
+    /// Open-RS2 of the paper: 1500 steps, a tenth of them warm-up, stopped at 850. Values of
+    /// `transformers`' `cosine_with_min_lr`.
+    #[test]
+    fn the_papers_schedule() {
+        let paper = Schedule {
+            lr: 1e-6,
+            min_lr_ratio: 0.1,
+            warmup_steps: 150,
+            schedule_steps: 1500,
+        };
+        for (step, expected) in [(150, 1e-6), (450, 8.947e-7), (850, 5.238e-7), (1500, 1e-7)] {
+            assert!(
+                (paper.lr(step) - expected).abs() < 1e-10,
+                "{step}: {}",
+                paper.lr(step)
+            );
+        }
+    }
+
     #[test]
     fn without_schedule_steps_the_rate_stays_after_the_warm_up() {
         let constant = Schedule {

@@ -5,6 +5,7 @@ use tina_proto::v1::{AlgorithmSpec, LearnerSpec, LoraSpec, RunSpec};
 
 use crate::{
     adamw::AdamWConfig,
+    advantage::Scale,
     loss::{Aggregation, Loss},
     schedule::Schedule,
 };
@@ -52,6 +53,10 @@ pub struct TrainSettings {
     pub lora: LoraConfig,
     /// The loss's constants.
     pub loss: Loss,
+    /// How rewards become advantages.
+    pub advantage: Scale,
+    /// The longest completion that is sampled.
+    pub max_completion_tokens: usize,
     /// Completions that hit the token limit are left out of the loss.
     pub mask_truncated: bool,
     /// Optimiser updates on one batch.
@@ -135,6 +140,14 @@ impl TrainSettings {
             seed: spec.seed,
             lora: lora_config(lora)?,
             loss: loss(algorithm)?,
+            advantage: algorithm
+                .advantage
+                .parse::<Scale>()
+                .map_err(|e| bad("algorithm.advantage", e))?,
+            max_completion_tokens: at_least_one(
+                "algorithm.max_completion_tokens",
+                algorithm.max_completion_tokens.into(),
+            )? as usize,
             mask_truncated: algorithm.mask_truncated,
             iterations: at_least_one("algorithm.iterations", algorithm.iterations.into())? as u32,
             schedule: Schedule {
@@ -225,6 +238,8 @@ mod tests {
                 kl_beta: 0.04,
                 iterations: 2,
                 mask_truncated: true,
+                advantage: "unscaled".to_owned(),
+                max_completion_tokens: 48,
             }),
             learner: Some(LearnerSpec {
                 lr: 1e-5,
@@ -258,6 +273,8 @@ mod tests {
             (train.iterations, train.mask_truncated, train.recompute),
             (2, true, true)
         );
+        assert_eq!(train.advantage, Scale::Unscaled);
+        assert_eq!(train.max_completion_tokens, 48);
         assert_eq!(train.schedule.warmup_steps, 3);
         assert_eq!(train.optimiser.beta2, 0.95);
         assert_eq!(
@@ -269,7 +286,7 @@ mod tests {
     #[test]
     fn a_value_that_cannot_be_is_named() {
         type Spoil = fn(&mut RunSpec);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 11] = [
             ("model:", |s| s.model = None),
             ("model.source", |s| {
                 s.model.as_mut().unwrap().source = "hf:".to_owned()
@@ -280,6 +297,12 @@ mod tests {
             ("lora.rank", |s| s.lora.as_mut().unwrap().rank = 0),
             ("algorithm.loss", |s| {
                 s.algorithm.as_mut().unwrap().loss = "ppo".to_owned()
+            }),
+            ("algorithm.advantage", |s| {
+                s.algorithm.as_mut().unwrap().advantage.clear()
+            }),
+            ("algorithm.max_completion_tokens", |s| {
+                s.algorithm.as_mut().unwrap().max_completion_tokens = 0
             }),
             ("algorithm.iterations", |s| {
                 s.algorithm.as_mut().unwrap().iterations = 0

@@ -89,12 +89,13 @@ impl<'a> Work<'a> {
     /// the loss. One with advantage 0 is, but needs no pass where there is no KL term: it adds
     /// exactly nothing.
     pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings) -> Self {
-        let mut normaliser = Normaliser::default();
+        let completions = batch.groups.iter().map(|group| group.samples.len()).sum();
+        let mut normaliser = Normaliser::new(completions, settings.max_completion_tokens);
         let mut advantages = Vec::with_capacity(batch.groups.len());
         let mut shapes = Vec::with_capacity(batch.groups.len());
         for (index, group) in batch.groups.iter().enumerate() {
             let rewards: Vec<_> = group.samples.iter().map(|sample| sample.reward).collect();
-            let own = group_advantages(&rewards);
+            let own = group_advantages(&rewards, settings.advantage);
             let mut samples = Vec::new();
             for (s, sample) in group.samples.iter().enumerate() {
                 if sample.reward.is_none() || (settings.mask_truncated && sample.truncated) {

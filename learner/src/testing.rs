@@ -10,6 +10,7 @@ use tina_proto::v1::PolicyVersion;
 
 use crate::{
     adamw::AdamWConfig,
+    advantage::Scale,
     batch::{Batch, Group, Sample},
     loss::{Aggregation, Loss},
     schedule::Schedule,
@@ -49,6 +50,8 @@ pub(crate) fn settings() -> TrainSettings {
             clip_high: 0.2,
             kl_beta: 0.0,
         },
+        advantage: Scale::GroupStd,
+        max_completion_tokens: 16,
         mask_truncated: false,
         iterations: 1,
         schedule: Schedule {

@@ -86,14 +86,20 @@ fn math_verify_suite(path: &Path) -> f64 {
                     Extraction::Letters(_) => kind.clone(),
                     _ => Extraction::Plain(PlainExtraction { anywhere: true }),
                 });
+                let kinds: Vec<Extraction> = kinds.collect();
+                let letters = kinds
+                    .iter()
+                    .any(|kind| matches!(kind, Extraction::Letters(_)));
                 let gold = Reading {
-                    kinds: kinds.collect(),
+                    kinds,
                     ..config.answer.clone()
                 };
                 let judgement = Verifier::new(MathConfig { gold, ..config })
                     .verify(wanted.first().unwrap_or(&"0"), text(&case, "pred"));
                 let right = if wanted.is_empty() {
                     judgement.answer_parsed.is_none()
+                } else if letters {
+                    judgement.answer_parsed.as_deref() == Some(wanted[0])
                 } else if text(&case, "nodeid").contains("gamma") {
                     // Read at all: plain text has no such function.
                     judgement.answer_parsed.is_some()

@@ -200,6 +200,8 @@ impl Args {
                 clip_low: 0.2,
                 clip_high: 0.2,
                 iterations: 1,
+                advantage: "group".into(),
+                max_completion_tokens: self.tokens,
                 ..AlgorithmSpec::default()
             }),
             learner: Some(LearnerSpec {

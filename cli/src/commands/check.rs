@@ -1,4 +1,4 @@
-//! `tina check`: the resolved config, or everything that is wrong with it.
+//! `tina check`: the resolved config with where each key was written, or everything that is wrong.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     match &args.config {
-        Some(path) => print!("{}", RunConfig::load(path, &args.sets)?.to_toml()),
+        Some(path) => print!("{}", RunConfig::explain(path, &args.sets)?),
         None => print!("{}", RunConfig::reference()),
     }
     Ok(())

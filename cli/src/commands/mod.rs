@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod control;
 pub(crate) mod coordinator;
+pub(crate) mod data;
 pub(crate) mod learner;
 pub(crate) mod logprobs;
 pub(crate) mod reward;

@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tina_coordinator::{
     config::RunConfig,
-    data::{PromptTemplate, TEMPLATE_TIME},
+    data::{PromptTemplate, chat_template},
 };
 use tina_model::{ChatMessage, Distribution, KvCache, Scratch, Tokenizer};
 use tina_rollout_worker::stop::StopScan;
@@ -109,6 +109,11 @@ impl<'a> Talk<'a> {
     fn new(args: &'a Args) -> Result<Self, Failure> {
         let mut policy = Policy::load(&args.policy)?;
         let raw = args.raw || policy.config.as_ref().is_some_and(|run| !run.data.chat);
+        if let Some(run) = &policy.config
+            && !raw
+        {
+            policy.text.chat = chat_template(run, &policy.text)?;
+        }
         if policy.text.chat.is_none() && !raw {
             return Err("the model has no chat template; use --raw".into());
         }
@@ -118,8 +123,6 @@ impl<'a> Talk<'a> {
             // Asked and ended as in training.
             let params = run.sampling_params(&stop_token_ids);
             (stop_token_ids, stop) = (params.stop_token_ids, params.stop);
-            let chat = policy.text.chat.take();
-            policy.text.chat = chat.map(|template| template.at(TEMPLATE_TIME));
         }
         let rng = ChaCha8Rng::seed_from_u64(args.seed);
         let mut talk = Self {

@@ -2,12 +2,14 @@
 //!
 //! - [`RunConfig`]: all sections; [`RunConfig::load`] reads a file and `--set` overrides.
 //! - `sections`: every key, its default and unit. `schema`: the machinery under them.
-//! - `tree`: what was written, and where. `check`: ranges and what must fit together.
+//! - `files`: the file, and those that it `extends`. `tree`: what was written, and where.
+//! - `check`: ranges and what must fit together.
 //! - `reference`: the documentation of all keys.
 //! - `rewards`: which keys each kind of reward takes.
 //! - `wire`: the parts of a config that go to workers and learner.
 
 mod check;
+mod files;
 mod reference;
 mod rewards;
 mod schema;
@@ -25,15 +27,17 @@ use std::{
 pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AdapterTransport, AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype,
-    EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged, RewardCompat,
-    RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
-    SamplingSection, WorkerSection,
+    AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection,
+    DataSection, Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged,
+    RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
+    SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
 use tina_proto::auth::{TokenError, read_token};
 
+use crate::data::Source;
+use files::Files;
 use schema::{FromNode as _, Reader, Section as _};
 use tree::{Node, Place, Tree};
 
@@ -151,21 +155,19 @@ impl fmt::Display for Problem {
 }
 
 impl RunConfig {
-    /// Reads a config file and lays the overrides (`section.key=value`) over it, in order.
+    /// Reads a config file, lays it over the one that it extends (`extends = "base.toml"`, a path
+    /// relative to the file; that one may extend another), and lays the overrides
+    /// (`section.key=value`) over both, in order. Tables are merged key by key; lists, `[[reward]]`
+    /// among them, are replaced as a whole.
     ///
-    /// Paths to files in it (data, model, token, certificates) are made absolute; what is unset and
-    /// follows from other keys (`learner.warmup_steps`) is filled in.
+    /// Paths to files in it (data, model, chat template, token, certificates) are made absolute, from
+    /// the folder of the file that they stand in; what is unset and follows from other keys
+    /// (`learner.warmup_steps`) is filled in.
     ///
     /// # Errors
     /// The file can't be read, or everything that is wrong with it.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let folder = absolute.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, &path.display().to_string(), folder, sets)
+        Self::build(&mut Files::open(path)?, sets).map(|(config, _)| config)
     }
 
     /// [`RunConfig::load`] on text: `name` is what errors call the file, `folder` what relative
@@ -179,6 +181,28 @@ impl RunConfig {
         folder: &Path,
         sets: &[String],
     ) -> Result<Self, ConfigError> {
+        Self::build(&mut Files::of_text(text, name, folder), sets).map(|(config, _)| config)
+    }
+
+    /// [`RunConfig::load`], as TOML with a comment after each key that was written: in which file
+    /// and line, or that it came from the command line.
+    ///
+    /// # Errors
+    /// As of [`RunConfig::load`].
+    pub fn explain(path: &Path, sets: &[String]) -> Result<String, ConfigError> {
+        let mut files = Files::open(path)?;
+        let (config, reader) = Self::build(&mut files, sets)?;
+        Ok(config.write_toml(|key| match reader.place_of(key)? {
+            Place::File { file, offset } => {
+                let (name, line, _) = files.position(file, offset);
+                Some(format!("{name}:{line}"))
+            }
+            Place::Set(_) => Some("--set".to_owned()),
+        }))
+    }
+
+    /// The config, and the reader that knows where each key was written.
+    fn build(files: &mut Files, sets: &[String]) -> Result<(Self, Reader), ConfigError> {
         let known = Self::sections().into_iter().map(|(name, info)| {
             (
                 name.to_owned(),
@@ -186,31 +210,24 @@ impl RunConfig {
             )
         });
         let mut reader = Reader::new(known.collect());
-        let config = Self::read_all(text, sets, &mut reader).map(|mut config| {
-            config.resolve(folder);
-            check::check(&config, &mut reader);
-            config
-        });
+        let config = match files.merged() {
+            Ok(root) => Self::read_all(root, sets, &mut reader).map(|mut config| {
+                config.resolve(files, &reader);
+                check::check(&config, &mut reader);
+                config
+            }),
+            Err(finding) => {
+                reader.findings.push(finding);
+                None
+            }
+        };
         match config {
-            Some(config) if reader.findings.is_empty() => Ok(config),
-            _ => Err(ConfigError::Problems(locate(
-                reader.findings,
-                text,
-                name,
-                sets,
-            ))),
+            Some(config) if reader.findings.is_empty() => Ok((config, reader)),
+            _ => Err(ConfigError::Problems(locate(reader.findings, files, sets))),
         }
     }
 
-    fn read_all(text: &str, sets: &[String], reader: &mut Reader) -> Option<Self> {
-        let mut root = match tree::parse(text) {
-            Ok(root) => root,
-            Err((span, message)) => {
-                let place = span.map(|span| Place::File(span.start));
-                reader.complain("", place, message);
-                return None;
-            }
-        };
+    fn read_all(mut root: Node, sets: &[String], reader: &mut Reader) -> Option<Self> {
         for (index, set) in sets.iter().enumerate() {
             if let Err(message) = tree::apply(&mut root, index, set) {
                 reader.complain("", Some(Place::Set(index)), message);
@@ -228,6 +245,9 @@ impl RunConfig {
             if !known().any(|name| name == entry.key) {
                 let near = schema::nearest(&entry.key, known(), 0.75);
                 let message = match entry.node.tree {
+                    _ if entry.key == files::EXTENDS => {
+                        "stands in the file; --set can't change it".to_owned()
+                    }
                     Tree::Table(_) | Tree::Array(_) => match near {
                         Some(near) => format!("unknown section; did you mean [{near}]?"),
                         None => {
@@ -247,21 +267,29 @@ impl RunConfig {
     /// The config with every key that is set, as TOML that [`RunConfig::load`] reads back to the
     /// same config.
     pub fn to_toml(&self) -> String {
+        self.write_toml(|_| None)
+    }
+
+    /// [`RunConfig::to_toml`] with a comment after the keys (paths from the root) that have one.
+    fn write_toml(&self, comment: impl Fn(&str) -> Option<String>) -> String {
         let mut text = String::new();
-        let mut table = |header: String, entries: Vec<(&'static str, toml::Value)>| {
+        let mut table = |header: String, path: &str, entries: Vec<(&'static str, toml::Value)>| {
             let gap = if text.is_empty() { "" } else { "\n" };
             text.push_str(&format!("{gap}{header}\n"));
             for (key, value) in entries {
-                text.push_str(&format!("{key} = {value}\n"));
+                let comment = comment(&format!("{path}.{key}"));
+                let comment = comment.map_or(String::new(), |comment| format!("  # {comment}"));
+                text.push_str(&format!("{key} = {value}{comment}\n"));
             }
         };
         for (name, entries) in self.tables() {
             if name == "algorithm" {
-                for reward in &self.reward {
-                    table("[[reward]]".to_owned(), reward.entries());
+                for (at, reward) in self.reward.iter().enumerate() {
+                    let path = format!("reward.{at}");
+                    table("[[reward]]".to_owned(), &path, reward.entries());
                 }
             }
-            table(format!("[{name}]"), entries);
+            table(format!("[{name}]"), name, entries);
         }
         text
     }
@@ -279,28 +307,76 @@ impl RunConfig {
         Path::new(&self.run.dir).join(&self.run.name)
     }
 
-    /// Fills in what follows from other keys, and makes paths absolute.
-    fn resolve(&mut self, folder: &Path) {
-        let in_folder = |path: &mut String| {
-            *path = folder.join(&*path).display().to_string();
+    /// Turns `data.epochs` into steps, now that the number of problems to train on is known: from
+    /// here on `run.steps` alone says when the run ends. Without `data.epochs` nothing changes.
+    pub fn settle_steps(&mut self, problems: usize) {
+        let Some(epochs) = self.data.epochs.take() else {
+            return;
         };
-        if !self.data.source.starts_with("arithmetic:") && !self.data.source.is_empty() {
-            in_folder(&mut self.data.source);
-        }
-        if let Ok(ModelSource::Folder(_) | ModelSource::Gguf(_)) = self.model.source.parse() {
-            in_folder(&mut self.model.source);
-        }
-        let cluster = &mut self.cluster;
-        let files = [
-            &mut cluster.token_file,
-            &mut cluster.tls_cert,
-            &mut cluster.tls_key,
-            &mut cluster.tls_ca,
-        ];
-        files.into_iter().flatten().for_each(in_folder);
+        let per_step = f64::from(self.algorithm.prompts_per_step.max(1));
+        // 0.1 x 170 prompts are 17, whatever floats make of it.
+        let steps = (epochs * problems as f64 / per_step - 1e-9).ceil().max(1.0) as u64;
+        self.run.steps = match self.run.steps {
+            0 => steps,
+            limit => limit.min(steps),
+        };
+        self.fill_schedule();
+    }
 
+    fn fill_schedule(&mut self) {
         let schedule = *self.learner.schedule_steps.get_or_insert(self.run.steps);
         self.learner.warmup_steps.get_or_insert(schedule / 10);
+    }
+
+    /// Fills in what follows from other keys, and makes paths absolute: each from the folder of the
+    /// file that it was written in.
+    fn resolve(&mut self, files: &Files, reader: &Reader) {
+        let in_folder = |key: &str, path: &mut String| {
+            let folder = files.folder(reader.place_of(key));
+            *path = folder.join(&*path).display().to_string();
+        };
+        let data = &mut self.data;
+        let sources = data.sources.iter_mut().enumerate();
+        let sources = sources
+            .map(|(at, source)| (format!("data.sources.{at}.source"), &mut source.source))
+            .chain(
+                data.source
+                    .iter_mut()
+                    .map(|s| ("data.source".to_owned(), s)),
+            )
+            .chain(
+                data.held_out_source
+                    .iter_mut()
+                    .map(|s| ("data.held_out_source".to_owned(), s)),
+            );
+        for (key, source) in sources {
+            if Source::is_local(source) {
+                in_folder(&key, source);
+            }
+        }
+        if let Ok(ModelSource::Folder(_) | ModelSource::Gguf(_)) = self.model.source.parse() {
+            in_folder("model.source", &mut self.model.source);
+        }
+        let cluster = &mut self.cluster;
+        let optional = [
+            ("data.chat_template", &mut data.chat_template),
+            ("cluster.token_file", &mut cluster.token_file),
+            ("cluster.tls_cert", &mut cluster.tls_cert),
+            ("cluster.tls_key", &mut cluster.tls_key),
+            ("cluster.tls_ca", &mut cluster.tls_ca),
+        ];
+        for (key, path) in optional {
+            if let Some(path) = path {
+                in_folder(key, path);
+            }
+        }
+
+        match self.data.epochs {
+            // Known when the problems are.
+            Some(_) if reader.place_of("run.steps").is_none() => self.run.steps = 0,
+            Some(_) => {}
+            None => self.fill_schedule(),
+        }
         self.eval.problems.get_or_insert(self.data.held_out);
         self.eval.max_tokens.get_or_insert(self.sampling.max_tokens);
         for worker in &mut self.rollout.workers {
@@ -311,28 +387,21 @@ impl RunConfig {
 }
 
 /// Findings in the order they were written, each with its file, line and column (from 1).
-fn locate(
-    mut findings: Vec<schema::Finding>,
-    text: &str,
-    name: &str,
-    sets: &[String],
-) -> Vec<Problem> {
+fn locate(mut findings: Vec<schema::Finding>, files: &Files, sets: &[String]) -> Vec<Problem> {
     findings.sort_by_key(|finding| match finding.place {
-        Some(Place::File(offset)) => (0, offset),
-        Some(Place::Set(index)) => (1, index),
-        None => (2, 0),
+        Some(Place::File { file, offset }) => (0, file, offset),
+        Some(Place::Set(index)) => (1, index, 0),
+        None => (2, 0, 0),
     });
     let place_of = |place: Option<Place>| match place {
-        Some(Place::File(offset)) => {
-            let before = text.get(..offset).unwrap_or(text);
-            let line = before.matches('\n').count() + 1;
-            let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        Some(Place::File { file, offset }) => {
+            let (name, line, column) = files.position(file, offset);
             format!("{name}:{line}:{column}")
         }
         Some(Place::Set(index)) => {
             format!("--set {}", sets.get(index).map_or("", String::as_str))
         }
-        None => name.to_owned(),
+        None => files.name().to_owned(),
     };
     findings
         .into_iter()

@@ -81,6 +81,11 @@ impl Reader {
         self.complain(path, place, message);
     }
 
+    /// Where a key was written, by its path from the root; none: nowhere.
+    pub(super) fn place_of(&self, path: &str) -> Option<Place> {
+        self.places.get(path).copied()
+    }
+
     pub(super) fn remember(&mut self, path: &str, place: Place) {
         self.places.insert(path.to_owned(), place);
     }

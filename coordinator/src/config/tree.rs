@@ -8,8 +8,13 @@ use toml::de::{DeTable, DeValue};
 /// Where a key or a value was written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Place {
-    /// Byte offset into the config file.
-    File(usize),
+    /// In a file of the config.
+    File {
+        /// Index of the file: 0 is the one that was named, 1 the one that it extends, and so on.
+        file: usize,
+        /// Byte offset into it.
+        offset: usize,
+    },
     /// The override of this index.
     Set(usize),
 }
@@ -57,14 +62,34 @@ impl Tree {
     }
 }
 
-/// Parses the file's text; an error is `(byte range, message)`.
-pub(super) fn parse(text: &str) -> Result<Node, (Option<Range<usize>>, String)> {
+/// Parses the text of the file with index `file`; an error is `(byte range, message)`.
+pub(super) fn parse(text: &str, file: usize) -> Result<Node, (Option<Range<usize>>, String)> {
     let table = DeTable::parse(text).map_err(|e| (e.span(), e.message().to_owned()))?;
-    let start = table.span().start;
+    let place = |offset| Place::File { file, offset };
     Ok(Node {
-        tree: from_table(table.get_ref(), &Place::File),
-        place: Place::File(start),
+        tree: from_table(table.get_ref(), &place),
+        place: place(table.span().start),
     })
+}
+
+/// Lays `over` on `base`: tables are merged key by key, all else (lists too) is replaced as a whole.
+pub(super) fn merge(base: Node, over: Node) -> Node {
+    let (mut merged, entries) = match (base.tree, over.tree) {
+        (Tree::Table(base), Tree::Table(over)) => (base, over),
+        (_, tree) => return Node { tree, ..over },
+    };
+    for entry in entries {
+        let below = merged.iter().position(|below| below.key == entry.key);
+        let node = match below.map(|at| merged.swap_remove(at).node) {
+            Some(below) => merge(below, entry.node),
+            None => entry.node,
+        };
+        merged.push(Entry { node, ..entry });
+    }
+    Node {
+        tree: Tree::Table(merged),
+        place: over.place,
+    }
 }
 
 fn from_table(table: &DeTable<'_>, place: &dyn Fn(usize) -> Place) -> Tree {

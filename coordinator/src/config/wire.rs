@@ -39,6 +39,8 @@ impl RunConfig {
                 kl_beta: algorithm.kl_beta,
                 iterations: algorithm.iterations,
                 mask_truncated: algorithm.mask_truncated,
+                advantage: algorithm.advantage.as_str().to_owned(),
+                max_completion_tokens: self.sampling.max_tokens,
             }),
             learner: Some(v1::LearnerSpec {
                 lr: learner.lr,

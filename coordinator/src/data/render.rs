@@ -1,13 +1,13 @@
 //! From a problem to the tokens that the model sees: chat template, then tokenizer, once.
 
-use tina_model::{ChatMessage, ChatTemplate, Tokenizer};
+use tina_model::{ChatMessage, ChatTemplate, TextModel, Tokenizer};
 
-use super::{DataError, Problem, Prompt};
+use super::{ChatTemplateError, DataError, Problem, Prompt};
 use crate::config::RunConfig;
 
 /// What a chat template is told of the time: midnight of 26 July 2024, UTC, the date that Llama 3's
 /// template falls back to. A run that is resumed on another day must render the same prompts.
-pub const TEMPLATE_TIME: u64 = 1_721_952_000;
+const TEMPLATE_TIME: u64 = 1_721_952_000;
 
 /// Makes prompts for one model.
 #[derive(Debug)]
@@ -17,33 +17,60 @@ pub struct PromptRenderer<'a> {
     system: Option<String>,
 }
 
+/// The chat template that a run asks through: the config's, else the model's; none where `data.chat`
+/// is false.
+///
+/// # Errors
+/// The config's template can't be read or compiled, or there is none at all.
+pub fn chat_template(
+    config: &RunConfig,
+    model: &TextModel,
+) -> Result<Option<ChatTemplate>, DataError> {
+    if !config.data.chat {
+        return Ok(None);
+    }
+    let template = match &config.data.chat_template {
+        Some(path) => {
+            let read = || -> Result<_, ChatTemplateError> {
+                let text = std::fs::read_to_string(path)?;
+                Ok(ChatTemplate::new(&text, &model.special_tokens)?)
+            };
+            read().map_err(|source| DataError::ChatTemplate {
+                path: path.into(),
+                source,
+            })?
+        }
+        None => model.chat.clone().ok_or(DataError::NoChatTemplate)?,
+    };
+    Ok(Some(template.at(TEMPLATE_TIME)))
+}
+
 impl<'a> PromptRenderer<'a> {
-    /// Takes the model's tokenizer and chat template, and the config's word on both.
+    /// Takes the model's tokenizer, the chat template ([`chat_template`]) and the system prompt.
     ///
     /// # Errors
-    /// `data.chat` is set, and the model has no chat template.
-    pub fn new(
-        config: &RunConfig,
-        tokenizer: &'a Tokenizer,
-        chat: Option<&ChatTemplate>,
-    ) -> Result<Self, DataError> {
-        let chat = match chat {
-            Some(template) if config.data.chat => Some(template.clone().at(TEMPLATE_TIME)),
-            None if config.data.chat => return Err(DataError::NoChatTemplate),
-            _ => None,
-        };
+    /// As of [`chat_template`].
+    pub fn new(config: &RunConfig, model: &'a TextModel) -> Result<Self, DataError> {
         Ok(Self {
-            tokenizer,
-            chat,
+            tokenizer: &model.tokenizer,
+            chat: chat_template(config, model)?,
             system: config.data.system_prompt.clone(),
         })
     }
 
-    /// The prompt of a problem.
+    /// The prompt of a problem, asked with the config's system message.
     ///
     /// # Errors
     /// The template or the tokenizer refuses it.
     pub fn render(&self, problem: &Problem) -> Result<Prompt, DataError> {
+        self.render_as(problem, self.system.as_deref())
+    }
+
+    /// [`PromptRenderer::render`] with another system message, or none.
+    ///
+    /// # Errors
+    /// The template or the tokenizer refuses it.
+    pub fn render_as(&self, problem: &Problem, system: Option<&str>) -> Result<Prompt, DataError> {
         let failed = |source| DataError::Render {
             id: problem.id.clone(),
             source,
@@ -55,7 +82,7 @@ impl<'a> PromptRenderer<'a> {
                     content: content.to_owned(),
                 };
                 let mut messages = Vec::with_capacity(2);
-                messages.extend(self.system.as_ref().map(|text| message("system", text)));
+                messages.extend(system.map(|text| message("system", text)));
                 messages.push(message("user", &problem.prompt));
                 let text = template.render(&messages, true).map_err(failed)?;
                 let tokens = self.tokenizer.encode(&text).map_err(failed)?;

@@ -7,6 +7,7 @@
 
 mod adapters;
 mod broadcast;
+mod error;
 mod folder;
 mod obey;
 mod prompts;
@@ -14,7 +15,7 @@ mod shell;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tina_model::{LoraConfig, ModelConfig, ModelError, ModelSource, TextModel};
+use tina_model::{LoraConfig, ModelConfig, ModelSource, TextModel};
 use tina_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,16 +23,16 @@ use tokio_util::sync::CancellationToken;
 use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
 use crate::{
     config::{MAX_STOPS, RunConfig},
-    data::{DataError, DataSet, PromptRenderer},
-    journal::{Journal, JournalError, Note as JournalNote},
+    data::{DataSet, PromptRenderer},
+    journal::{Journal, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
-    services::{AdapterStore, DoorError, Doors, Limits, Shared},
+    services::{AdapterStore, Doors, Limits, Shared},
     status::History,
     supervise::{Role, Supervisor},
 };
 
-pub use self::folder::ADDRESS_FILE;
+pub use self::{error::CoordinatorError, folder::ADDRESS_FILE};
 
 /// How a run is started.
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ pub struct RunSummary {
     pub accuracy_after: Option<f64>,
     /// Steps done.
     pub steps: u64,
+    /// Steps that the run has in all.
+    pub planned_steps: u64,
     /// Time that the run went, all its starts together.
     pub seconds: f64,
     /// Tokens sampled.
@@ -89,95 +92,6 @@ pub struct RunSummary {
     pub stopped_early: bool,
     /// The run's folder.
     pub run_dir: PathBuf,
-}
-
-/// Why a run can't begin or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum CoordinatorError {
-    /// A run of this name has steps already.
-    #[error(
-        "{run_dir} holds a run of {steps} steps: --resume goes on with it, --overwrite throws it \
-         away, another run.name leaves it be"
-    )]
-    Exists {
-        /// The run's folder.
-        run_dir: PathBuf,
-        /// Steps done.
-        steps: u64,
-    },
-    /// There is nothing to go on with.
-    #[error(
-        "{run_dir} holds no run to go on with: leave --resume out to begin it, or see that \
-         run.name and run.dir are right"
-    )]
-    NoRun {
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// Another coordinator has the folder.
-    #[error("{run_dir} is in use by another coordinator")]
-    InUse {
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// A file can't be read or written.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The model can't be had.
-    #[error("model {name}: {source}")]
-    Model {
-        /// As the config names it.
-        name: String,
-        /// Why.
-        source: Box<ModelError>,
-    },
-    /// The problems can't be had.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A reward can't be made.
-    #[error(transparent)]
-    Reward(#[from] tina_reward::RewardError),
-    /// The journal can't be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Nobody can dial in.
-    #[error(transparent)]
-    Doors(#[from] DoorError),
-    /// The run failed; what is done is kept.
-    #[error("{reason}")]
-    Failed {
-        /// Why, and what to do.
-        reason: String,
-        /// Steps done.
-        steps: u64,
-        /// The run's folder.
-        run_dir: PathBuf,
-    },
-    /// Ended at once, on a second request to stop.
-    #[error("stopped at once after {steps} steps; --resume goes on from there")]
-    Interrupted {
-        /// Steps done.
-        steps: u64,
-    },
-    /// A value of the config that this model or these problems don't allow.
-    #[error("{key}: {message}")]
-    Unfit {
-        /// The key.
-        key: &'static str,
-        /// What is wrong, and what to do.
-        message: String,
-    },
-    /// Ended on request while model and data were loading.
-    #[error("stopped before the run began")]
-    NotBegun,
-    /// Part of the machinery is gone.
-    #[error("{0}")]
-    Internal(String),
 }
 
 /// Runs a coordinator until its run is done, stopped or failed.
@@ -193,7 +107,7 @@ pub async fn run(
     mut shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
     let started = std::time::Instant::now();
-    let config = Arc::new(options.config);
+    let mut config = options.config;
     let folder = Folder::claim(&config, options.resume, options.overwrite)?;
     // Known now rather than after a long load; but a port on which nobody answers yet would have
     // those who dial wait, so it is let go again.
@@ -212,6 +126,11 @@ pub async fn run(
         Ok(_) = shutdown.wait_for(|count| *count > 0) => return Err(CoordinatorError::NotBegun),
     };
     let _ = events.send(RunEvent::Note(data.summary()));
+    for row in data.report().first_bad() {
+        let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
+    }
+    config.settle_steps(data.train_len());
+    let config = Arc::new(config);
     let longest = longest_sequence(&config, &text, &data)?;
     let doors = Doors::bind(&config.cluster).await?;
 
@@ -352,7 +271,7 @@ fn load(config: &RunConfig) -> Result<(TextModel, DataSet), CoordinatorError> {
     };
     let source: ModelSource = config.model.source.parse().map_err(failed)?;
     let text = tina_model::open_text(&source).map_err(failed)?;
-    let renderer = PromptRenderer::new(config, &text.tokenizer, text.chat.as_ref())?;
+    let renderer = PromptRenderer::new(config, &text)?;
     let data = DataSet::load(config, &renderer)?;
     Ok((text, data))
 }
@@ -439,7 +358,7 @@ fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
         .iter()
         .map(|module| module.parse());
     let target_modules = modules
-        .collect::<Result<Vec<_>, ModelError>>()
+        .collect::<Result<Vec<_>, tina_model::ModelError>>()
         .map_err(|source| CoordinatorError::Model {
             name: "lora.target_modules".into(),
             source: Box::new(source),

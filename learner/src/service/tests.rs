@@ -326,6 +326,8 @@ impl Stage {
                 kl_beta: 0.0,
                 iterations: 1,
                 mask_truncated: false,
+                advantage: train.advantage.to_string(),
+                max_completion_tokens: train.max_completion_tokens as u32,
             }),
             learner: Some(LearnerSpec {
                 lr: train.schedule.lr,

@@ -75,7 +75,11 @@ fn moved(adapter: &Adapter, direction: &[f32], step: f64) -> Adapter {
 #[test]
 fn the_gradient_is_the_finite_difference_of_the_steps_loss() {
     let decoder = decoder();
-    for aggregation in [Aggregation::SequenceMean, Aggregation::TokenMean] {
+    for aggregation in [
+        Aggregation::SequenceMean,
+        Aggregation::TokenMean,
+        Aggregation::Constant,
+    ] {
         let mut settings = settings();
         settings.loss.aggregation = aggregation;
         settings.loss.kl_beta = 0.1;

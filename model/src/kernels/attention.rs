@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     dispatch,
-    math::{axpy, dot, softmax_inline},
+    math::{axpy, dot, softmax},
 };
 
 /// A run of keys and values, rows of `kv_heads * head_dim` floats.
@@ -61,7 +61,7 @@ fn attend_body(q: &[f32], keys: &[Keys<'_>], heads: Heads, scores: &mut [f32], o
                 *score = dot(q, &k[at..at + width]) * scale;
             }
         }
-        softmax_inline(scores);
+        softmax(scores);
         let out = &mut out[h * width..(h + 1) * width];
         out.fill(0.0);
         let mut weights = scores.iter();
@@ -173,7 +173,7 @@ fn row_backward_body(
             d_p.push(dot(d_out, v));
         }
     }
-    softmax_inline(p);
+    softmax(p);
     // d softmax: ds_j = p_j (dp_j − Σ_i p_i dp_i)
     let mean = dot(p, d_p);
     d_q.fill(0.0);

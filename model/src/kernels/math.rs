@@ -68,8 +68,9 @@ pub fn axpy(s: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Softmax of one row in place.
 #[inline(always)]
-fn softmax_body(scores: &mut [f32]) {
+pub(super) fn softmax(scores: &mut [f32]) {
     let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
     let mut lanes = [0f32; LANES];
     let (chunks, rest) = scores.as_chunks_mut::<LANES>();
@@ -87,12 +88,6 @@ fn softmax_body(scores: &mut [f32]) {
     for s in scores {
         *s *= inverse;
     }
-}
-
-/// Softmax of one row in place, for kernels that are already inside a dispatched function.
-#[inline(always)]
-pub(super) fn softmax_inline(scores: &mut [f32]) {
-    softmax_body(scores);
 }
 
 /// What the exponentials of a row of logits come to.

@@ -13,7 +13,7 @@ use super::{
 const TASK_FLOATS: usize = 16 * 1024;
 
 /// Rows a task takes.
-pub(super) fn rows_per_task(width: usize) -> usize {
+fn rows_per_task(width: usize) -> usize {
     (TASK_FLOATS / width.max(1)).max(1)
 }
 

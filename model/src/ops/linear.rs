@@ -21,7 +21,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Linear {
     inner: usize,
-    outer: usize,
     weight: Weight,
     bias: Option<Tensor>,
 }
@@ -63,7 +62,6 @@ impl Linear {
         })?;
         Ok(Self {
             inner,
-            outer,
             weight: Weight::Packed { forward, backward },
             bias,
         })
@@ -71,10 +69,9 @@ impl Linear {
 
     /// Keeps `weight` `[outer, inner]` as it is, for candle's own products.
     pub(crate) fn dense(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (outer, inner) = weight.dims2()?;
+        let (_, inner) = weight.dims2()?;
         Ok(Self {
             inner,
-            outer,
             weight: Weight::Dense(weight),
             bias,
         })
@@ -118,7 +115,6 @@ impl Linear {
         match &self.weight {
             Weight::Packed { forward, backward } => {
                 let base = PackedOp {
-                    outer: self.outer,
                     forward: forward.clone(),
                     backward: backward.clone(),
                     bias: self.bias.clone(),
@@ -185,7 +181,6 @@ fn trainable(backward: &Option<Arc<Packed>>) -> Result<&Packed> {
 
 /// `x Wᵀ + b` on the CPU.
 struct PackedOp {
-    outer: usize,
     forward: Arc<Packed>,
     backward: Option<Arc<Packed>>,
     bias: Option<Tensor>,
@@ -193,11 +188,11 @@ struct PackedOp {
 
 impl PackedOp {
     fn run(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let mut out = vec![0f32; x.len() / self.forward.inner() * self.outer];
+        let mut out = vec![0f32; x.len() / self.forward.inner() * self.forward.columns()];
         matmul(x, &self.forward, &mut out, Store::Set);
         if let Some(bias) = &self.bias {
             with_slices(&[bias], |s| {
-                for row in out.chunks_exact_mut(self.outer) {
+                for row in out.chunks_exact_mut(self.forward.columns()) {
                     for (y, b) in row.iter_mut().zip(s[0]) {
                         *y += b;
                     }
@@ -209,7 +204,7 @@ impl PackedOp {
 
     fn run_backward(&self, d_out: &[f32]) -> Result<Vec<f32>> {
         let packed = trainable(&self.backward)?;
-        let mut d_x = vec![0f32; d_out.len() / self.outer * packed.columns()];
+        let mut d_x = vec![0f32; d_out.len() / self.forward.columns() * packed.columns()];
         matmul(d_out, packed, &mut d_x, Store::Set);
         Ok(d_x)
     }
@@ -222,7 +217,10 @@ impl CustomOp1 for PackedOp {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let out = self.run(f32_slice(storage, layout)?)?;
-        Ok((CpuStorage::F32(out), (layout.dims()[0], self.outer).into()))
+        Ok((
+            CpuStorage::F32(out),
+            (layout.dims()[0], self.forward.columns()).into(),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, _out: &Tensor, d_out: &Tensor) -> Result<Option<Tensor>> {
@@ -256,7 +254,11 @@ impl LoraOp {
 
     /// Gradients of x, A and B.
     fn gradients(&self, x: &[f32], d_out: &[f32]) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
-        let (inner, outer, rank) = (self.base.forward.inner(), self.base.outer, self.pair.rank());
+        let (inner, outer, rank) = (
+            self.base.forward.inner(),
+            self.base.forward.columns(),
+            self.pair.rank(),
+        );
         let rows = x.len() / inner;
         let dropped = self.dropped(x);
         let lora_x = dropped.as_deref().unwrap_or(x);
@@ -334,7 +336,7 @@ impl CustomOp3 for LoraOp {
         );
         Ok((
             CpuStorage::F32(out),
-            (layout.dims()[0], self.base.outer).into(),
+            (layout.dims()[0], self.base.forward.columns()).into(),
         ))
     }
 

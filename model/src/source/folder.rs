@@ -63,25 +63,36 @@ pub(super) fn open_text(folder: &Path) -> Result<(TextModel, String)> {
     let config = read_text(&config_path)?;
     let generation = read_text_if_there(&folder.join("generation_config.json"))?;
     let tokenizer = std::fs::read(&tokenizer_path).map_err(ModelError::io(&tokenizer_path))?;
+    let tokenizer_config = tokenizer_config(folder)?;
+    let special_tokens = special_tokens(&tokenizer_config);
     let text = TextModel {
         config: ModelConfig::from_hf_json(&config)?,
         tokenizer: Tokenizer::from_json(&tokenizer)?,
-        chat: chat_template(folder)?,
+        chat: chat_template(folder, &tokenizer_config, &special_tokens)?,
+        special_tokens,
         stop_token_ids: stop_token_ids(&config, generation.as_deref())?,
     };
     check_vocabulary(&text)?;
     Ok((text, config))
 }
 
+/// `tokenizer_config.json`; null where there is none.
+fn tokenizer_config(folder: &Path) -> Result<Value> {
+    let path = folder.join("tokenizer_config.json");
+    match read_text_if_there(&path)? {
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|error| ModelError::bad_file(&path, format!("not JSON: {error}"))),
+        None => Ok(Value::Null),
+    }
+}
+
 /// The template of `chat_template.jinja` or else of `tokenizer_config.json`, where it is a text or a
 /// list of named ones, of which `default` is taken.
-fn chat_template(folder: &Path) -> Result<Option<ChatTemplate>> {
-    let path = folder.join("tokenizer_config.json");
-    let config: Value = match read_text_if_there(&path)? {
-        Some(text) => serde_json::from_str(&text)
-            .map_err(|error| ModelError::bad_file(&path, format!("not JSON: {error}")))?,
-        None => Value::Null,
-    };
+fn chat_template(
+    folder: &Path,
+    config: &Value,
+    special_tokens: &[(String, String)],
+) -> Result<Option<ChatTemplate>> {
     let template = match (
         read_text_if_there(&folder.join("chat_template.jinja"))?,
         &config["chat_template"],
@@ -96,9 +107,12 @@ fn chat_template(folder: &Path) -> Result<Option<ChatTemplate>> {
         }
         _ => None,
     };
-    let Some(template) = template else {
-        return Ok(None);
-    };
+    let compile = |template: String| ChatTemplate::new(&template, special_tokens);
+    template.map(compile).transpose()
+}
+
+/// The special tokens that `tokenizer_config.json` names, with their texts.
+fn special_tokens(config: &Value) -> Vec<(String, String)> {
     let names = [
         "bos_token",
         "eos_token",
@@ -107,7 +121,7 @@ fn chat_template(folder: &Path) -> Result<Option<ChatTemplate>> {
         "sep_token",
         "cls_token",
     ];
-    let special: Vec<_> = names
+    names
         .iter()
         .filter_map(|name| {
             // A text, or an object that says how the token is matched.
@@ -116,6 +130,5 @@ fn chat_template(folder: &Path) -> Result<Option<ChatTemplate>> {
                 .or_else(|| config[name]["content"].as_str())?;
             Some(((*name).to_owned(), token.to_owned()))
         })
-        .collect();
-    ChatTemplate::new(&template, &special).map(Some)
+        .collect()
 }

@@ -35,10 +35,14 @@ pub(super) fn open_text(path: &Path) -> Result<TextModel> {
 }
 
 fn text(gguf: &GgufFile) -> Result<TextModel> {
+    let special_tokens = special_tokens(gguf)?;
+    let template = gguf.string("tokenizer.chat_template")?;
+    let compile = |template| ChatTemplate::new(template, &special_tokens);
     let text = TextModel {
         config: config(gguf)?,
         tokenizer: tokenizer(gguf)?,
-        chat: chat_template(gguf)?,
+        chat: template.map(compile).transpose()?,
+        special_tokens,
         stop_token_ids: stop_token_ids(gguf)?,
     };
     check_vocabulary(&text)?;
@@ -201,10 +205,8 @@ fn tokenizer(gguf: &GgufFile) -> Result<Tokenizer> {
     })
 }
 
-fn chat_template(gguf: &GgufFile) -> Result<Option<ChatTemplate>> {
-    let Some(template) = gguf.string("tokenizer.chat_template")? else {
-        return Ok(None);
-    };
+/// The special tokens as chat templates call them, with their texts.
+fn special_tokens(gguf: &GgufFile) -> Result<Vec<(String, String)>> {
     let tokens = gguf.strings("tokenizer.ggml.tokens")?;
     let names = [
         ("bos_token", "bos"),
@@ -219,7 +221,7 @@ fn chat_template(gguf: &GgufFile) -> Result<Option<ChatTemplate>> {
             special.push((name.to_owned(), text.clone()));
         }
     }
-    ChatTemplate::new(template, &special).map(Some)
+    Ok(special)
 }
 
 /// End of text, of turn and of message.

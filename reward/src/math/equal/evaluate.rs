@@ -88,7 +88,7 @@ impl Evaluator<'_> {
     fn pay(&mut self, elementary: bool) -> Result<(), OutOfFuel> {
         let words = self.bits / 64;
         self.fuel.spend(if elementary {
-            10 * words + words * words
+            30 * words + 2 * words * words
         } else {
             4 + words
         })

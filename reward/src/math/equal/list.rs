@@ -45,10 +45,18 @@ impl Judge<'_> {
             (List::Interval(ours, a, b), List::Interval(theirs, c, d)) => {
                 a == c && b == d && self.in_order(ours, theirs)?
             }
-            (List::One(one), List::Set([item]) | List::Tuple([item]))
-            | (List::Set([one]) | List::Tuple([one]), List::One(item)) => {
+            (List::One(one), List::Tuple([item])) | (List::Tuple([one]), List::One(item)) => {
                 self.answers(one, item)?
             }
+            // A set of one in many words.
+            (List::One(one), List::Set(items)) => match self.distinct(items)?.as_slice() {
+                [item] => self.answers(one, item)?,
+                _ => false,
+            },
+            (List::Set(items), List::One(one)) => match self.distinct(items)?.as_slice() {
+                [item] => self.answers(item, one)?,
+                _ => false,
+            },
             _ => false,
         };
         if same {
@@ -191,6 +199,9 @@ impl Judge<'_> {
 
     /// Without the items that equal an earlier one.
     fn distinct<'e>(&mut self, items: &'e [Expr]) -> Result<Vec<&'e Expr>> {
+        if items.len() > LARGEST_SET {
+            return Ok(items.iter().collect());
+        }
         let mut kept: Vec<&Expr> = Vec::with_capacity(items.len());
         for item in items {
             let mut known = false;

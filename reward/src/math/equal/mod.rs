@@ -2,13 +2,14 @@
 //!
 //! What the answers are (a number, a set, a relation …) decides who compares them: [`compare`]
 //! unwraps equations and pairs kinds up, as the reference's `sympy_expr_eq` does; `list` compares
-//! sets, points and intervals item by item; `line` compares sets of reals by where they are;
-//! `relation` equations and inequalities; `matrix` entry by entry. All end at `scalar`: exact
+//! sets, points and intervals item by item; `line` compares sets of reals by where they are, with
+//! `condition` for inequalities; `relation` equations and inequalities; `matrix` entry by entry. All end at `scalar`: exact
 //! rationals (`exact`), then residues in a finite field (`modular` over `residue`), then evaluation
-//! at random points with error bounds (`numeric` over `complex` over `real`).
+//! at random points with error bounds (`numeric` over `evaluate`, `complex`, `real`, `series`).
 
 mod compare;
 mod complex;
+mod condition;
 mod evaluate;
 mod exact;
 mod line;
@@ -20,6 +21,7 @@ mod real;
 mod relation;
 mod residue;
 mod scalar;
+mod series;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -57,7 +59,7 @@ impl From<OutOfFuel> for NotJudged {
 type Result<T> = std::result::Result<T, NotJudged>;
 
 /// Levels of nesting that are compared; no answer has as many, and the stack bears them.
-const DEEPEST: usize = 100;
+const DEEPEST: usize = 120;
 
 /// Whether `answer` is what `gold` asks for. Not symmetric where the reference is not: a set gold
 /// takes any order, an inequality gold an interval.

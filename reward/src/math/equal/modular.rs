@@ -42,8 +42,6 @@ pub(super) struct Modular<'a> {
     salt: u64,
     /// Something had no place in the field: a difference of residues proves nothing.
     pub(super) opaque: bool,
-    /// A variable or a named function was met.
-    pub(super) variables: bool,
 }
 
 type Value = Result<Option<Residue>, OutOfFuel>;
@@ -55,7 +53,6 @@ impl<'a> Modular<'a> {
             fuel,
             salt,
             opaque: false,
-            variables: false,
         }
     }
 
@@ -74,12 +71,9 @@ impl<'a> Modular<'a> {
             }
             Expr::Constant(Constant::I) => Residue::I,
             Expr::Constant(Constant::Infinity) => return Ok(None),
-            Expr::Constant(Constant::Pi) => self.scramble(CONSTANT).word(1).real_element(),
-            Expr::Constant(Constant::E) => self.scramble(CONSTANT).word(2).real_element(),
-            Expr::Symbol(name) => {
-                self.variables = true;
-                self.scramble(SYMBOL).text(name).element()
-            }
+            Expr::Constant(Constant::Pi) => Scrambler::new(CONSTANT).word(1).real_element(),
+            Expr::Constant(Constant::E) => Scrambler::new(CONSTANT).word(2).real_element(),
+            Expr::Symbol(name) => self.scramble(SYMBOL).text(name).element(),
             Expr::Sum(items) => {
                 let mut total = Residue::ZERO;
                 for item in items {
@@ -170,16 +164,16 @@ impl<'a> Modular<'a> {
                     inner = inner.times(value);
                 }
                 self.fuel.spend(122)?;
-                let unit = self.scramble(POWER).residue(base).residue(inner).element();
+                let unit = Scrambler::new(POWER).residue(base).residue(inner).element();
                 return Ok(unit.raised(&times));
             }
             _ => {}
         }
-        if let Some(value) = exact::rational(exponent, self.fuel)? {
-            if value.is_integer() {
-                self.fuel.spend(122)?;
-                return Ok(base.raised(value.numer()));
-            }
+        if let Some(value) = exact::rational(exponent, self.fuel)?
+            && value.is_integer()
+        {
+            self.fuel.spend(122)?;
+            return Ok(base.raised(value.numer()));
         }
         let Some(exponent) = self.value(exponent)? else {
             return Ok(None);
@@ -188,7 +182,7 @@ impl<'a> Modular<'a> {
             return Ok(Some(Residue::ONE));
         }
         Ok(Some(
-            self.scramble(POWER)
+            Scrambler::new(POWER)
                 .residue(base)
                 .residue(exponent)
                 .element(),
@@ -212,7 +206,7 @@ impl<'a> Modular<'a> {
             return Ok(None);
         };
         self.fuel.spend(122)?;
-        let root = self.scramble(POWER).residue(base).residue(unit).element();
+        let root = Scrambler::new(POWER).residue(base).residue(unit).element();
         Ok(root.raised(exponent.numer()))
     }
 
@@ -318,7 +312,6 @@ impl<'a> Modular<'a> {
                 return Ok(below.inverse().map(|below| above.times(below)));
             }
             (Function::Named, _) => {
-                self.variables = true;
                 return self.opaque_arguments(function, arguments);
             }
             (Function::Factorial, [n]) => {
@@ -405,13 +398,13 @@ impl<'a> Modular<'a> {
             && let (Some(above), Some(below)) = (number.numer().to_u64(), number.denom().to_u64())
             && let (Some(above), Some(below)) = (self.factors(above)?, self.factors(below)?)
         {
-            let sum = |state: &Self, factors: &[(u64, u32)]| {
+            let sum = |factors: &[(u64, u32)]| {
                 factors.iter().fold(Residue::ZERO, |sum, (prime, times)| {
-                    let one = state.scramble(LOGARITHM).word(*prime).real_element();
+                    let one = Scrambler::new(LOGARITHM).word(*prime).real_element();
                     sum.plus(one.times(Residue::small(u64::from(*times))))
                 })
             };
-            return Ok(Some(sum(self, &above).minus(sum(self, &below))));
+            return Ok(Some(sum(&above).minus(sum(&below))));
         }
         self.opaque_call(Function::Ln, std::slice::from_ref(inner))
     }
@@ -422,10 +415,13 @@ impl<'a> Modular<'a> {
     }
 
     fn opaque_arguments(&mut self, function: Function, arguments: &[Expr]) -> Value {
-        let mut state = self
-            .scramble(FUNCTION)
-            .word(function as u64)
-            .word(arguments.len() as u64);
+        // A named function varies; the others are what they are under every assignment.
+        let state = if function == Function::Named {
+            self.scramble(FUNCTION)
+        } else {
+            Scrambler::new(FUNCTION)
+        };
+        let mut state = state.word(function as u64).word(arguments.len() as u64);
         for argument in arguments {
             state = state.residue(self.code(argument)?);
         }
@@ -448,10 +444,7 @@ impl<'a> Modular<'a> {
                 return Ok(self.value(expression)?.unwrap_or(Residue::ZERO));
             }
             Expr::Constant(constant) => state.word(1).word(*constant as u64).element(),
-            Expr::Text(text) => {
-                self.variables = true;
-                self.scramble(TEXT).text(text).element()
-            }
+            Expr::Text(text) => self.scramble(TEXT).text(text).element(),
             Expr::Sum(items) => self.parts(state.word(2), items)?,
             Expr::Product(items) => self.parts(state.word(3), items)?,
             Expr::Quotient(a, b) => self.parts(state.word(4), [&**a, &**b])?,

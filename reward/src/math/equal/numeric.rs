@@ -15,9 +15,9 @@ use super::{
 use num_rational::BigRational;
 use std::cmp::Ordering;
 
-/// Bits of the first evaluations (77 digits) and of the last (231 digits).
+/// Bits of the first evaluations (77 digits) and of the last (154 digits).
 const BITS: u64 = 256;
-const MORE_BITS: u64 = 768;
+const MORE_BITS: u64 = 512;
 /// Bits that agreeing values must at least share.
 const SHARED: i64 = 180;
 /// Points at which values agree before they are taken to be the same.
@@ -84,6 +84,11 @@ fn read(
     fuel: &mut Fuel,
 ) -> Result<Outcome> {
     let constant = shape::is_constant(gold) && shape::is_constant(answer);
+    let enough = match (constant, has_pieces(gold) || has_pieces(answer)) {
+        (true, _) => 1,
+        (false, false) => POINTS,
+        (false, true) => 2 * POINTS,
+    };
     let mut agreed: Option<(Region, u64)> = None;
     let mut agreements = 0;
     let mut complex_only = None;
@@ -122,7 +127,7 @@ fn read(
             AtPoint::Agree => {
                 agreed = agreed.or(Some((region, salt)));
                 agreements += 1;
-                if agreements >= POINTS && region == Region::Signed || constant {
+                if agreements >= enough {
                     break;
                 }
             }
@@ -161,7 +166,7 @@ fn read(
     Ok(Outcome::Same)
 }
 
-/// Where to evaluate: positive numbers of three sizes, then some that are negative; whole numbers where
+/// Where to evaluate: positive numbers of three sizes, and some that are negative; whole numbers where
 /// there is a factorial of a variable.
 fn points(gold: &Expr, answer: &Expr, constant: bool) -> Vec<(Region, u64)> {
     if constant {
@@ -176,12 +181,32 @@ fn points(gold: &Expr, answer: &Expr, constant: bool) -> Vec<(Region, u64)> {
     }
     vec![
         (Region::Small, 0),
-        (Region::Unit, 0),
-        (Region::Large, 0),
-        (Region::Small, 1),
         (Region::Signed, 0),
+        (Region::Large, 0),
+        (Region::Unit, 0),
         (Region::Signed, 1),
+        (Region::Small, 1),
     ]
+}
+
+/// Whether it may be different functions on different parts of the line.
+fn has_pieces(expression: &Expr) -> bool {
+    shape::any(expression, &|node| {
+        matches!(
+            node,
+            Expr::Call(
+                Function::Abs
+                    | Function::Floor
+                    | Function::Ceil
+                    | Function::Min
+                    | Function::Max
+                    | Function::Mod
+                    | Function::Gcd
+                    | Function::Lcm,
+                _
+            )
+        )
+    })
 }
 
 fn at_point(
@@ -259,8 +284,13 @@ pub(super) fn real_value(constant: &Expr, fuel: &mut Fuel) -> Result<Option<BigR
     Ok(None)
 }
 
-/// The sign of what is the same number other than zero at every point; None where it is not.
-pub(super) fn constant_sign(expression: &Expr, fuel: &mut Fuel) -> Result<Option<Ordering>> {
+/// The sign of what is the same number other than zero at every point; None where it is not. One
+/// point is enough where it is known to be.
+pub(super) fn constant_sign(
+    expression: &Expr,
+    known: bool,
+    fuel: &mut Fuel,
+) -> Result<Option<Ordering>> {
     let mut first: Option<Complex> = None;
     let mut agreements = 0;
     for (region, salt) in points(expression, expression, false) {
@@ -280,7 +310,12 @@ pub(super) fn constant_sign(expression: &Expr, fuel: &mut Fuel) -> Result<Option
         match (value, &first) {
             (Err(Stop::OutOfFuel), _) => return Err(super::super::fuel::OutOfFuel.into()),
             (Err(_), _) => {}
-            (Ok(value), None) => first = Some(value),
+            (Ok(value), None) => {
+                if known && value.re.sign().is_some_and(Ordering::is_ne) {
+                    return Ok(value.re.sign());
+                }
+                first = Some(value);
+            }
             (Ok(value), Some(before)) => match difference(before, &value, BITS) {
                 AtPoint::Agree => agreements += 1,
                 AtPoint::Differ => return Ok(None),

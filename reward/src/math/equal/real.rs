@@ -5,10 +5,13 @@
 //! where a verdict may take 1 ms. The bound is what is needed here: a difference larger than its
 //! bound is proved to be one, however small it is.
 
+use super::series::{
+    FloorDivision, atan_fixed, exp_fixed, ln_fixed, ln2, pi_fixed, shift, sin_cos_fixed,
+};
 use num_bigint::{BigInt, Sign};
 use num_rational::BigRational;
 use num_traits::{One, Signed, ToPrimitive, Zero};
-use std::{cmp::Ordering, sync::OnceLock};
+use std::cmp::Ordering;
 
 /// The exponent of an error that is none.
 const EXACT: i64 = i64::MIN / 4;
@@ -18,8 +21,6 @@ const NOTHING: i64 = i64::MIN / 4;
 const LARGEST: i64 = 1 << 40;
 /// Bits more than asked for in fixed-point series.
 const GUARD: u64 = 40;
-/// Bits of the constants that are kept.
-const CONSTANT_BITS: u64 = 1600;
 
 /// m · 2^e, off by at most 2^error.
 #[derive(Clone, Debug)]
@@ -57,10 +58,6 @@ fn shifted_error(error: i64, by: i64) -> i64 {
     } else {
         error.saturating_add(by)
     }
-}
-
-fn shift(value: BigInt, by: i64) -> BigInt {
-    if by >= 0 { value << by } else { value >> -by }
 }
 
 impl Real {
@@ -482,150 +479,6 @@ impl Real {
     pub(super) fn pi(bits: u64) -> Self {
         Self::fixed_point(pi_fixed(bits + 8), bits + 8, -(bits as i64), bits + 8)
     }
-}
-
-/// Division that rounds down, which `num-bigint` has only in another crate's trait.
-pub(super) trait FloorDivision {
-    fn div_floor_by(&self, other: &BigInt) -> BigInt;
-}
-
-impl FloorDivision for BigInt {
-    fn div_floor_by(&self, other: &BigInt) -> BigInt {
-        let quotient = self / other;
-        if self.is_negative() != other.is_negative() && &quotient * other != *self {
-            quotient - 1
-        } else {
-            quotient
-        }
-    }
-}
-
-/// e to a number of size at most 1, in fixed point: (Taylor of x/2⁸)^(2⁸).
-fn exp_fixed(value: BigInt, width: u64) -> BigInt {
-    const HALVINGS: u64 = 8;
-    let inside = value >> HALVINGS;
-    let one = BigInt::one() << width;
-    let (mut total, mut term) = (one.clone(), one);
-    for k in 1_u32.. {
-        term = ((term * &inside) >> width) / k;
-        if term.magnitude().bits() <= 1 {
-            break;
-        }
-        total += &term;
-    }
-    for _ in 0..HALVINGS {
-        total = (&total * &total) >> width;
-    }
-    total
-}
-
-/// The logarithm of a number in [1/2, 1], by Halley's iteration on the exponential.
-fn ln_fixed(value: &BigInt, width: u64) -> Result<BigInt> {
-    let top = (value >> width.saturating_sub(60))
-        .to_f64()
-        .ok_or(Fault::Undefined)?;
-    let guess = (top / (1_u64 << width.min(60)) as f64).ln();
-    let mut result = shift(
-        BigInt::from((guess * (1_u64 << 52) as f64) as i64),
-        width as i64 - 52,
-    );
-    let mut right = 45;
-    while right < width {
-        // y + 2 (x − e^y) / (x + e^y), of which the error is cubed.
-        let power = exp_fixed(result.clone(), width);
-        let step: BigInt = ((value - &power) << (width + 1)) / (value + &power);
-        result += step;
-        right *= 3;
-    }
-    Ok(result)
-}
-
-/// Sine and cosine of a number of size at most 0.8.
-fn sin_cos_fixed(value: &BigInt, width: u64) -> (BigInt, BigInt) {
-    let one = BigInt::one() << width;
-    let square = (value * value) >> width;
-    let (mut sin, mut cos) = (value.clone(), one.clone());
-    let (mut odd, mut even) = (value.clone(), one);
-    for k in 1_u32.. {
-        even = -((even * &square) >> width) / (2 * k * (2 * k - 1));
-        odd = -((odd * &square) >> width) / (2 * k * (2 * k + 1));
-        cos += &even;
-        sin += &odd;
-        if even.magnitude().bits() <= 1 {
-            break;
-        }
-    }
-    (sin, cos)
-}
-
-/// The arctangent of a number of size at most 2: three times x to x / (1 + √(1 + x²)), then Taylor.
-fn atan_fixed(mut value: BigInt, width: u64) -> BigInt {
-    const HALVINGS: u64 = 3;
-    let one = BigInt::one() << width;
-    for _ in 0..HALVINGS {
-        let square = (&value * &value) >> width;
-        let root = ((&one + square) << width).sqrt();
-        value = (value << width) / (&one + root);
-    }
-    let square = (&value * &value) >> width;
-    let (mut total, mut power) = (value.clone(), value);
-    for k in 1_u32.. {
-        power = -((power * &square) >> width);
-        if power.magnitude().bits() <= 1 {
-            break;
-        }
-        total += &power / (2 * k + 1);
-    }
-    total << HALVINGS
-}
-
-/// Sum of 1 / (k n^k) over odd k: the inverse hyperbolic tangent of 1/n, or with alternating signs its
-/// inverse tangent.
-fn inverse_tangent(n: u32, alternating: bool, width: u64) -> BigInt {
-    let square = BigInt::from(u64::from(n) * u64::from(n));
-    let mut power = (BigInt::one() << width) / n;
-    let mut total = power.clone();
-    for k in 1_u32.. {
-        power /= &square;
-        if power.is_zero() {
-            break;
-        }
-        let term = &power / (2 * k + 1);
-        if alternating && k % 2 == 1 {
-            total -= term;
-        } else {
-            total += term;
-        }
-    }
-    total
-}
-
-/// π by Machin's formula.
-fn pi_fixed(width: u64) -> BigInt {
-    fn compute(width: u64) -> BigInt {
-        let width = width + 16;
-        (inverse_tangent(5, true, width) * 16 - inverse_tangent(239, true, width) * 4) >> 16
-    }
-    static KEPT: OnceLock<BigInt> = OnceLock::new();
-    if width > CONSTANT_BITS {
-        return compute(width);
-    }
-    KEPT.get_or_init(|| compute(CONSTANT_BITS)) >> (CONSTANT_BITS - width)
-}
-
-/// The logarithm of 2: 18 artanh(1/26) − 2 artanh(1/4801) + 8 artanh(1/8749).
-fn ln2(width: u64) -> BigInt {
-    fn compute(width: u64) -> BigInt {
-        let width = width + 16;
-        (inverse_tangent(26, false, width) * 18 - inverse_tangent(4801, false, width) * 2
-            + inverse_tangent(8749, false, width) * 8)
-            >> 16
-    }
-    static KEPT: OnceLock<BigInt> = OnceLock::new();
-    if width > CONSTANT_BITS {
-        return compute(width);
-    }
-    KEPT.get_or_init(|| compute(CONSTANT_BITS)) >> (CONSTANT_BITS - width)
 }
 
 #[cfg(test)]

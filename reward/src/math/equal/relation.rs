@@ -1,10 +1,11 @@
 //! Equations and inequalities.
 
 use super::{
-    super::expr::{Constant, Expr, Relation},
+    super::expr::{Expr, Relation},
     Judge, Result,
     compare::assignment,
-    line::{flipped, is_reals, same_variable},
+    condition::flipped,
+    line::{is_reals, same_variable},
     modular::Modular,
     numeric, shape,
 };
@@ -16,6 +17,14 @@ struct Single {
     left: Expr,
     operator: Relation,
     right: Expr,
+}
+
+/// What the finite field says of a quotient.
+enum Ratio {
+    /// It does not vary.
+    Constant,
+    /// Something in it has no place in the field.
+    Unknown,
 }
 
 impl Judge<'_> {
@@ -46,7 +55,7 @@ impl Judge<'_> {
             return Ok(self.scalars(gold.0, answer.0)? && self.scalars(gold.1, answer.1)?);
         }
         let (ours, theirs) = (difference(gold.0, gold.1), difference(answer.0, answer.1));
-        if self.proportional(&ours, &theirs)?.is_some() {
+        if self.multiples(&ours, &theirs)? {
             return Ok(true);
         }
         Ok(self.solves(gold, &theirs)? || self.solves(answer, &ours)?)
@@ -77,9 +86,29 @@ impl Judge<'_> {
             && self.same_value(&at(value), &number(0))?)
     }
 
-    /// Whether one is a constant times the other: the constant's sign. Zero is no constant.
+    /// Whether one is a constant other than zero times the other.
+    fn multiples(&mut self, ours: &Expr, theirs: &Expr) -> Result<bool> {
+        Ok(match self.ratio(ours, theirs)? {
+            Some(Ratio::Constant) => true,
+            Some(Ratio::Unknown) => {
+                numeric::constant_sign(&quotient(ours, theirs), false, self.fuel)?.is_some()
+            }
+            None => false,
+        })
+    }
+
+    /// Whether one is a constant other than zero times the other: the constant's sign.
     fn proportional(&mut self, ours: &Expr, theirs: &Expr) -> Result<Option<Ordering>> {
-        let quotient = Expr::Quotient(Box::new(ours.clone()), Box::new(theirs.clone()));
+        let Some(ratio) = self.ratio(ours, theirs)? else {
+            return Ok(None);
+        };
+        // What the field proves need not be shown again: one point gives the sign.
+        let known = matches!(ratio, Ratio::Constant);
+        numeric::constant_sign(&quotient(ours, theirs), known, self.fuel)
+    }
+
+    /// What the finite field says of a quotient: the same under two assignments, or not (None).
+    fn ratio(&mut self, ours: &Expr, theirs: &Expr) -> Result<Option<Ratio>> {
         let mut ratios = Vec::with_capacity(2);
         let mut opaque = false;
         for salt in [1, 2] {
@@ -93,16 +122,10 @@ impl Judge<'_> {
             }
             ratios.extend(other.inverse().map(|inverse| one.times(inverse)));
         }
-        // Constants of proportion that hold π are not the same under two assignments: rare, and left
-        // to evaluation.
-        let has_pi = shape::any(&quotient, &|node| {
-            matches!(node, Expr::Constant(Constant::Pi | Constant::E))
-        });
-        let same = matches!(ratios.as_slice(), [a, b] if a == b);
-        if !same && !opaque && !has_pi {
-            return Ok(None);
-        }
-        numeric::constant_sign(&quotient, self.fuel)
+        Ok(match ratios.as_slice() {
+            [a, b] if a == b => Some(Ratio::Constant),
+            _ => opaque.then_some(Ratio::Unknown),
+        })
     }
 
     /// At least one is an inequality, or several joined.
@@ -195,6 +218,10 @@ fn ends(sides: &[Expr]) -> Option<(&Expr, &Expr)> {
 
 fn difference(left: &Expr, right: &Expr) -> Expr {
     Expr::Sum(vec![left.clone(), Expr::Negated(Box::new(right.clone()))])
+}
+
+fn quotient(above: &Expr, below: &Expr) -> Expr {
+    Expr::Quotient(Box::new(above.clone()), Box::new(below.clone()))
 }
 
 /// A chain, or several joined by and, as single relations, > and ≥ turned round.

@@ -5,14 +5,14 @@ use super::{
     Judge, Result, exact,
     modular::Modular,
     numeric::{self, Outcome},
-    real::FloorDivision,
+    series::FloorDivision,
     shape,
 };
 use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Pow, Signed, ToPrimitive, Zero};
 
-/// Digits that stay significant when decimals are rounded, however small the numbers are.
+/// Digits that are compared of decimals that rounding would make zero.
 const SIGNIFICANT: i64 = 3;
 
 impl Judge<'_> {
@@ -25,10 +25,10 @@ impl Judge<'_> {
         match (gold, answer) {
             (Expr::Percent(a), Expr::Percent(b)) => return self.scalars(a, b),
             // 9% is also 9, as the reference has it; 9.5% is not 9.5.
-            (Expr::Percent(a), b) | (b, Expr::Percent(a)) => {
-                if !shape::is_decimal(a) && !shape::is_decimal(b) && self.same_value(a, b)? {
-                    return Ok(true);
-                }
+            (Expr::Percent(a), b) | (b, Expr::Percent(a))
+                if !shape::is_decimal(a) && !shape::is_decimal(b) && self.same_value(a, b)? =>
+            {
+                return Ok(true);
             }
             (Expr::Text(_), _) | (_, Expr::Text(_)) => return Ok(same_word(gold, answer)),
             (Expr::Symbol(_), other) | (other, Expr::Symbol(_))
@@ -93,8 +93,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Both rounded to the decimals that the comparison asks for. Small numbers keep some
-    /// significant digits, so that 0.0000001 is not 0.0000002.
+    /// Both rounded to the decimals that the comparison asks for; where that leaves nothing, to
+    /// some significant digits, so that 0.0000001 is not 0.0000002.
     fn rounded(&mut self, gold: &Expr, answer: &Expr) -> Result<bool> {
         let (Some(a), Some(b)) = (self.approximation(gold)?, self.approximation(answer)?) else {
             return Ok(false);
@@ -106,7 +106,12 @@ impl Judge<'_> {
         // Below 10^(-leading): so many zeros are after the point.
         let leading =
             (largest.denom().bits() as i64 - largest.numer().bits() as i64 - 1) * 30_103 / 100_000;
-        let decimals = i64::from(self.comparison.float_rounding).max(leading + SIGNIFICANT);
+        let rounding = i64::from(self.comparison.float_rounding);
+        let decimals = if leading >= rounding {
+            leading + SIGNIFICANT
+        } else {
+            rounding
+        };
         let Some(decimals) = decimals.to_u32().filter(|decimals| *decimals < 2_000) else {
             return Ok(false);
         };

@@ -231,6 +231,11 @@ fn with_signs(expression: &Expr, first: bool) -> Expr {
     }
 }
 
+/// Equations that hold together: `p = 5, q = 2`.
+fn is_system(expression: &Expr) -> bool {
+    matches!(expression, Expr::And(items) if items.iter().all(|item| equation(item).is_some()))
+}
+
 fn has_plus_minus(expression: &Expr) -> bool {
     any(expression, &|node| matches!(node, Expr::PlusMinus { .. }))
 }
@@ -256,7 +261,10 @@ pub(super) fn prepared(expression: &Expr) -> Option<Expr> {
             Some(prepared(&cut).unwrap_or(cut))
         }
         Expr::And(items) | Expr::Or(items)
-            if !items.is_empty() && items.iter().all(|item| equation(item).is_some()) =>
+            if !items.is_empty()
+                && items
+                    .iter()
+                    .all(|item| equation(item).is_some() || is_system(item)) =>
         {
             let set = Expr::Set(items.clone());
             Some(prepared(&set).unwrap_or(set))
@@ -264,10 +272,12 @@ pub(super) fn prepared(expression: &Expr) -> Option<Expr> {
         Expr::Set(items) if items.iter().any(|item| prepared(item).is_some()) => {
             let mut flat = Vec::with_capacity(items.len() + 1);
             for item in items {
-                match prepared(item) {
-                    Some(Expr::Set(inner)) if !matches!(item, Expr::Set(_)) => flat.extend(inner),
-                    Some(other) => flat.push(other),
-                    None => flat.push(item.clone()),
+                match (prepared(item), item) {
+                    // Sets in a set stay what they are.
+                    (Some(other), Expr::Set(_) | Expr::And(_)) => flat.push(other),
+                    (Some(Expr::Set(inner)), _) => flat.extend(inner),
+                    (Some(other), _) => flat.push(other),
+                    (None, _) => flat.push(item.clone()),
                 }
             }
             Some(Expr::Set(flat))

@@ -379,6 +379,7 @@ fn sets_and_points() {
     yes(&set([n(1), n(3)]), &set([n(3), n(1), n(1)]));
     yes(&set([n(2)]), &n(2));
     yes(&n(2), &set([n(2)]));
+    yes(&q(639, 40), &set([q(639, 40), d("15.975")]));
     no(&set([n(1), n(3)]), &n(1));
     no(&n(256), &set([n(256), n(257)]));
     yes(&set([n(3), n(1)]), &list("()", [n(3), n(1)]));
@@ -722,6 +723,38 @@ fn too_deep_is_not_judged() {
     ));
 }
 
+#[test]
+fn the_deepest_fit_a_small_stack() {
+    let judged = std::thread::Builder::new()
+        .stack_size(2 << 20)
+        .spawn(|| {
+            let nested = |top: Expr| {
+                (0..DEEPEST / 2 - 2).fold(top, |inner, _| sum([n(1), call(Function::Sin, inner)]))
+            };
+            let (one, other) = (nested(v("x")), nested(v("y")));
+            let fuel = || Fuel::new(10_000_000);
+            (
+                equal(&one, &other, DEFAULT, &mut fuel()),
+                equal(&eq(v("z"), one), &eq(other, v("z")), DEFAULT, &mut fuel()),
+            )
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_eq!(judged, (Ok(false), Ok(false)));
+}
+
+#[test]
+fn systems_say_which_is_which() {
+    let system = |a, b| Expr::And(vec![eq(v("a"), n(a)), eq(v("b"), n(b))]);
+    no(&system(1, 2), &system(2, 1));
+    yes(&system(1, 2), &set([eq(v("b"), n(2)), eq(v("a"), n(1))]));
+    yes(
+        &Expr::Or(vec![system(5, 2), system(7, 2)]),
+        &set([list("()", [n(5), n(2)]), list("()", [n(7), n(2)])]),
+    );
+}
+
 /// A polynomial in x and y from its coefficients, its terms in an order.
 fn polynomial(terms: &[(i64, i64, i64)]) -> Expr {
     Expr::Sum(
@@ -773,7 +806,7 @@ fn value() -> impl Strategy<Value = Expr> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn a_polynomial_in_any_order((terms, shuffled) in terms().prop_flat_map(|terms| {
