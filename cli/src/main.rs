@@ -97,7 +97,6 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
-        Command::Verify(args) => verify::run(&args),
         Command::Run(args) => runs::run(&args),
         Command::Data(args) => {
             logging::to_stderr("warn");
