@@ -315,9 +315,11 @@ fn check_data(config: &RunConfig, reader: &mut Reader) {
     if let Some(source) = &data.held_out_source {
         read(&mut complain, "data.held_out_source", source);
     }
-    let mut texts = |scope: &str, template: Option<&String>, filter: &[String]| {
-        if let Some(Err(message)) = template.map(|text| PromptTemplate::parse(text)) {
-            complain(&format!("{scope}.prompt_template"), message);
+    let mut texts = |scope: &str, templates: [(&str, Option<&String>); 2], filter: &[String]| {
+        for (name, template) in templates {
+            if let Some(Err(message)) = template.map(|text| PromptTemplate::parse(text)) {
+                complain(&format!("{scope}.{name}"), message);
+            }
         }
         for text in filter {
             if let Err(error) = Filter::parse(text) {
@@ -325,14 +327,18 @@ fn check_data(config: &RunConfig, reader: &mut Reader) {
             }
         }
     };
-    texts("data", Some(&data.prompt_template), &data.filter);
+    let templates = [
+        ("prompt_template", Some(&data.prompt_template)),
+        ("answer_template", data.answer_template.as_ref()),
+    ];
+    texts("data", templates, &data.filter);
     for (at, source) in data.sources.iter().enumerate() {
+        let templates = [
+            ("prompt_template", source.prompt_template.as_ref()),
+            ("answer_template", source.answer_template.as_ref()),
+        ];
         let filter = source.filter.as_deref().unwrap_or(&[]);
-        texts(
-            &format!("data.sources.{at}"),
-            source.prompt_template.as_ref(),
-            filter,
-        );
+        texts(&format!("data.sources.{at}"), templates, filter);
     }
     let weighted = data.sources.iter().any(|source| source.weight.is_some());
     for (at, source) in data.sources.iter().enumerate() {

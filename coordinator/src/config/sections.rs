@@ -106,6 +106,8 @@ section! {
         answer_field: Option<String> = None;
         /// The user's message.
         prompt_template: Option<String> = None;
+        /// The gold answer.
+        answer_template: Option<String> = None;
         /// System message.
         system_prompt: Option<String> = None;
         /// Rows that don't meet all of these are left out.
@@ -128,8 +130,8 @@ section! {
         source: Option<String> = None;
         /// Several sources instead of one, each a `[[data.sources]]` with `source`, and where they
         /// differ: `weight` (its share of the prompts drawn; unset in all: every problem once an
-        /// epoch), `question_field`, `answer_field`, `prompt_template`, `system_prompt`, `filter`,
-        /// `answer`, `limit`.
+        /// epoch), `question_field`, `answer_field`, `prompt_template`, `answer_template`,
+        /// `system_prompt`, `filter`, `answer`, `limit`.
         sources: Vec<SourceSection> = Vec::new();
         /// Field of a row that holds the question; a field of what is nested is `a.b`, an item of a
         /// list `a.0`.
@@ -139,6 +141,10 @@ section! {
         /// The user's message; `{field}` stands for a field of the row, `{question}` for the
         /// question, `{{` and `}}` for braces.
         prompt_template: String = String::from("{question}");
+        /// The gold answer made of the row, `{answer}` being the answer's field: `"${answer}$"` where
+        /// the verifier of mathematics is to take it for LaTeX (the paper does); unset: the answer as
+        /// it is.
+        answer_template: Option<String> = None;
         /// System message; unset: as the model's chat template has it.
         system_prompt: Option<String> = None;
         /// Ask through the model's chat template; false: the prompt is the bare text.

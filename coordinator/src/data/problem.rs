@@ -40,6 +40,8 @@ pub struct RowFormat {
     pub answer_field: String,
     /// The user's message.
     pub template: PromptTemplate,
+    /// The gold answer, `{answer}` being the answer's field; none: the field as it is.
+    pub answer_template: Option<PromptTemplate>,
     /// Rows that don't meet all of these are left out.
     pub filter: Vec<Filter>,
     /// Rows whose gold answer is of another kind are left out.
@@ -55,6 +57,7 @@ impl RowFormat {
             question_field: question_field.to_owned(),
             answer_field: answer_field.to_owned(),
             template,
+            answer_template: None,
             filter: Vec::new(),
             answers: Answers::Any,
             keep: Vec::new(),
@@ -64,7 +67,11 @@ impl RowFormat {
     /// The fields that are looked at.
     fn wanted(&self) -> Vec<String> {
         let own = [&self.question_field, &self.answer_field];
-        let template = self.template.fields().filter(|name| !is_own(name));
+        let templates = [Some(&self.template), self.answer_template.as_ref()];
+        let template = templates.into_iter().flatten();
+        let template = template
+            .flat_map(PromptTemplate::fields)
+            .filter(|name| !is_own(name));
         let mut wanted = vec!["id".to_owned()];
         wanted.extend(own.into_iter().cloned());
         wanted.extend(template.map(str::to_owned));
@@ -212,15 +219,18 @@ impl Reading<'_> {
             .into_iter()
             .map(|(name, text)| (name.to_owned(), Value::from(text.as_str())))
             .collect();
-            let filled = self
-                .format
-                .template
-                .fill(|name| row.get(name).and_then(text));
-            problem.prompt = filled.map_err(|name| {
-                DataError::Template(format!(
-                    "built-in problems have no field {name:?}: {{question}}"
-                ))
-            })?;
+            let filled = |template: &PromptTemplate| {
+                let filled = template.fill(|name| row.get(name).and_then(text));
+                filled.map_err(|name| {
+                    DataError::Template(format!(
+                        "built-in problems have no field {name:?}: {{question}}"
+                    ))
+                })
+            };
+            problem.prompt = filled(&self.format.template)?;
+            if let Some(template) = &self.format.answer_template {
+                problem.answer = filled(template)?;
+            }
             if !self.keeps(&row) {
                 self.out.filtered += 1;
             } else if !fits(&problem.answer, self.format.answers) {
@@ -293,20 +303,27 @@ fn problem(
     };
     let question = required(&format.question_field, "data.question_field")?;
     let answer = required(&format.answer_field, "data.answer_field")?;
-    let filled = format.template.fill(|name| match name {
-        "question" => Some(question.clone()),
-        "answer" => Some(answer.clone()),
-        _ => text_of(name),
-    });
-    let prompt = filled.map_err(|name| missing(&name, "data.prompt_template"))?;
+    let fill = |template: &PromptTemplate, key: &str| {
+        let filled = template.fill(|name| match name {
+            "question" => Some(question.clone()),
+            "answer" => Some(answer.clone()),
+            _ => text_of(name),
+        });
+        filled.map_err(|name| missing(&name, key))
+    };
+    let prompt = fill(&format.template, "data.prompt_template")?;
+    let gold = match &format.answer_template {
+        Some(template) => fill(template, "data.answer_template")?,
+        None => answer.clone(),
+    };
     let id = text_of("id").unwrap_or_else(|| line.to_string());
     let kept = format.keep.iter();
     let extra = kept.filter_map(|name| Some((name.clone(), field(row, name)?.clone())));
     Ok(Problem {
         id: prefix.map_or_else(|| id.clone(), |prefix| format!("{prefix}:{id}")),
         extra: extra.collect(),
+        answer: gold,
         question,
-        answer,
         prompt,
     })
 }

@@ -24,6 +24,9 @@ impl SourceSpec {
             .prompt_template
             .as_ref()
             .unwrap_or(&data.prompt_template);
+        let parse = |text: &String| PromptTemplate::parse(text).map_err(DataError::Template);
+        let answer = own.answer_template.as_ref();
+        let answer = answer.or(data.answer_template.as_ref());
         let filter = own.filter.as_ref().unwrap_or(&data.filter);
         Ok(Self {
             source: own.source.parse()?,
@@ -38,7 +41,8 @@ impl SourceSpec {
                     .as_ref()
                     .unwrap_or(&data.answer_field)
                     .clone(),
-                template: PromptTemplate::parse(template).map_err(DataError::Template)?,
+                template: parse(template)?,
+                answer_template: answer.map(parse).transpose()?,
                 filter: filter
                     .iter()
                     .map(|text| Filter::parse(text))
@@ -83,6 +87,7 @@ fn bare(source: &str) -> SourceSection {
         question_field: None,
         answer_field: None,
         prompt_template: None,
+        answer_template: None,
         system_prompt: None,
         filter: None,
         answer: None,

@@ -217,7 +217,13 @@ pub async fn run(
     for row in data.report().first_bad() {
         let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
     }
-    config.settle_steps(data.train_len());
+    if let Some(epochs) = config.data.epochs {
+        config.settle_steps(data.train_len());
+        let steps = config.run.steps;
+        let _ = events.send(RunEvent::Note(format!(
+            "data.epochs = {epochs}: {steps} steps"
+        )));
+    }
     let config = Arc::new(config);
     let longest = longest_sequence(&config, &text, &data)?;
     let doors = Doors::bind(&config.cluster).await?;
