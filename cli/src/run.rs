@@ -54,8 +54,8 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
     let log = logging::to_run_log();
     let progress = Progress::new(args.json, config.run.steps);
     let length = match (config.run.steps, config.data.epochs) {
-        (0, Some(epochs)) => format!("{epochs} epochs of steps"),
-        (steps, Some(epochs)) => format!("{steps} steps or {epochs} epochs"),
+        (0, Some(epochs)) => format!("data.epochs = {epochs}"),
+        (steps, Some(epochs)) => format!("{steps} steps at most, data.epochs = {epochs}"),
         (steps, None) => format!("{steps} steps"),
     };
     progress.say(&format!(

@@ -129,7 +129,13 @@ pub async fn run(
     for row in data.report().first_bad() {
         let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
     }
-    config.settle_steps(data.train_len());
+    if let Some(epochs) = config.data.epochs {
+        config.settle_steps(data.train_len());
+        let steps = config.run.steps;
+        let _ = events.send(RunEvent::Note(format!(
+            "data.epochs = {epochs}: {steps} steps"
+        )));
+    }
     let config = Arc::new(config);
     let fingerprint = journal::fingerprint(&config);
     let work = Work {

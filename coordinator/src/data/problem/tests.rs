@@ -175,3 +175,26 @@ fn the_kind_of_an_answer_is_what_the_rewards_can_do_with_it() {
     assert!(!fits("none", Answers::Parseable) && !fits("$x^2$", Answers::Number));
     assert!(fits("none", Answers::Any));
 }
+
+#[test]
+fn a_gold_answer_may_be_made_of_the_row() {
+    let text = "{\"problem\": \"x?\", \"answer\": \"\\\\pi\", \"unit\": \"cm\"}\n";
+    let mut format = format("{question} (answer: {answer})");
+    let template = |text: &str| PromptTemplate::parse(text).expect("a template");
+    format.answer_template = Some(template("${answer}$ {unit}"));
+    let read = read_text(text, &format, BadRows::Fail).expect("rows");
+    let problem = &read.problems[0];
+    assert_eq!(problem.answer, "$\\pi$ cm");
+    assert_eq!(problem.prompt, "x? (answer: \\pi)");
+    // Bare LaTeX is not understood, with delimiters it is.
+    format.answers = Answers::Parseable;
+    format.answer_template = None;
+    let read = read_text(text, &format, BadRows::Fail).expect("rows");
+    assert_eq!(read.unfit_answer, 1);
+    format.answer_template = Some(template("${answer}$"));
+    let read = read_text(text, &format, BadRows::Fail).expect("rows");
+    assert_eq!(read.problems.len(), 1);
+    format.answer_template = Some(template("{nothing}"));
+    let error = read_text(text, &format, BadRows::Fail).expect_err("no field");
+    assert!(error.contains("data.answer_template"), "{error}");
+}
