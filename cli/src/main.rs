@@ -97,12 +97,12 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
-        Command::Verify(args) => verify::run(&args),
         Command::Run(args) => runs::run(&args),
         Command::Data(args) => {
             logging::to_stderr("warn");
             data::run(&args)
         }
+        Command::Verify(args) => verify::run(&args),
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -193,9 +193,18 @@ const LEFT_OUT: [(&str, &str); 10] = [
     ("or1-031", "Chinese words are not told apart"),
     ("tina-101", "204 is not 204 in base 5"),
     ("tina-108", "42 is 52 in base 8"),
-    ("tina-111", "a tuple in the braces of a set, in the tuple's order"),
-    ("tina-139", "a union is the same in any order, whichever side it stands on"),
-    ("tina-140", "x in an interval is the interval, whichever side it stands on"),
+    (
+        "tina-111",
+        "a tuple in the braces of a set, in the tuple's order",
+    ),
+    (
+        "tina-139",
+        "a union is the same in any order, whichever side it stands on",
+    ),
+    (
+        "tina-140",
+        "x in an interval is the interval, whichever side it stands on",
+    ),
     ("tina-141", "as tina-140"),
     ("tina-074", "`x = 1 or x = 2` is not read as the list 1, 2"),
     ("tina-124", "as tina-074"),

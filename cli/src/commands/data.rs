@@ -60,6 +60,8 @@ struct Lengths {
 #[derive(Default, Serialize)]
 struct Answers {
     number: usize,
+    /// What else the verifier of mathematics understands.
+    math: usize,
     text: usize,
 }
 
@@ -94,6 +96,7 @@ fn page(config: &RunConfig, data: &DataSet, tokenizer: &Tokenizer) -> Result<Pag
     for prompt in data.train().chain(held_out) {
         match AnswerKind::of(&prompt.gold) {
             AnswerKind::Number => answers.number += 1,
+            AnswerKind::Math => answers.math += 1,
             AnswerKind::Text => answers.text += 1,
         }
     }
@@ -176,8 +179,8 @@ fn words(page: &Page) -> String {
          95 % {p95}, 99 % {p99}"
     ));
     lines.push(format!(
-        "gold answers: {} numbers, {} other texts",
-        page.answers.number, page.answers.text
+        "gold answers: {} numbers, {} other mathematics, {} texts that can't be parsed",
+        page.answers.number, page.answers.math, page.answers.text
     ));
     for shown in &page.prompts {
         lines.push(format!(

@@ -84,6 +84,8 @@ choices! {
     Answers {
         /// All.
         Any = "any",
+        /// Those that the verifier of mathematics understands.
+        Parseable = "parseable",
         /// Those that are a number and nothing else.
         Number = "number",
     }
@@ -152,8 +154,9 @@ section! {
         /// Rows that don't meet all of these are left out, and counted: `level <= 2`,
         /// `subject == "Algebra"`, `source in ["amc", "aime"]`; also `!=`, `<`, `>=`, `>`.
         filter: Vec<String> = Vec::new();
-        /// Problems whose gold answer is of another kind are left out, and counted: `any`; `number`:
-        /// a number and nothing else.
+        /// Problems whose gold answer is of another kind are left out, and counted: `any`;
+        /// `parseable`: the verifier of mathematics understands it; `number`: a number and nothing
+        /// else.
         answer: Answers = Answers::Any;
         /// What is done about rows that are no problems; `fail`: they are an error, with the first
         /// five by file and line; `skip`: they are left out, and counted.

@@ -6,7 +6,8 @@
 //!   `template`: `{field}` in a text.
 //! - [`PromptRenderer`]: from a problem to the tokens that the model sees.
 //! - [`DataSet`]: prompts, tokenized once; [`DataSet::prompts_of_step`] is a function of the seed
-//!   and the step alone. `mixture`: sources with weights. [`DataReport`]: what became of the rows.
+//!   and the step alone. `spec`: the sources of a config. `mixture`: their weights.
+//!   [`DataReport`]: what became of the rows.
 
 pub mod arithmetic;
 mod error;
@@ -20,6 +21,7 @@ mod report;
 pub mod rows;
 mod set;
 mod source;
+mod spec;
 mod template;
 
 pub use error::{BadRow, ChatTemplateError, DataError};

@@ -1,7 +1,10 @@
 //! From the rows of a source to problems.
 
 use serde_json::{Map, Value};
-use tina_reward::number::Number;
+use tina_reward::{
+    math::{MathConfig, Verifier},
+    number::Number,
+};
 
 use super::{
     BadRow, DataError, Filter, PromptTemplate, Source, arithmetic,
@@ -240,6 +243,8 @@ impl Reading<'_> {
 pub enum AnswerKind {
     /// A number and nothing else.
     Number,
+    /// What else the verifier of mathematics understands.
+    Math,
     /// Any other text.
     Text,
 }
@@ -247,8 +252,13 @@ pub enum AnswerKind {
 impl AnswerKind {
     /// The kind of one gold answer.
     pub fn of(answer: &str) -> Self {
-        match Number::parse(answer) {
-            Some(_) => Self::Number,
+        if Number::parse(answer).is_some() {
+            return Self::Number;
+        }
+        // A gold that is not understood leaves even a missing answer not judged.
+        let verifier = Verifier::new(MathConfig::tina());
+        match verifier.verify(answer, "").outcome.verdict() {
+            Some(_) => Self::Math,
             None => Self::Text,
         }
     }
@@ -258,6 +268,7 @@ impl AnswerKind {
 fn fits(answer: &str, answers: Answers) -> bool {
     match answers {
         Answers::Any => true,
+        Answers::Parseable => AnswerKind::of(answer) != AnswerKind::Text,
         Answers::Number => AnswerKind::of(answer) == AnswerKind::Number,
     }
 }

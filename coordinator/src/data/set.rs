@@ -7,13 +7,15 @@ use std::{
 
 use rand::{SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    DataError, DataReport, Filter, Problem, PromptRenderer, PromptTemplate, RowFormat, Source,
-    SourceProblems, SourceReport, mixture::Mixture, problem::read_problems,
+    DataError, DataReport, Problem, PromptRenderer, SourceReport,
+    mixture::Mixture,
+    spec::{Loaded, SourceSpec},
 };
-use crate::config::{BadRows, RunConfig, SourceSection};
+use crate::config::RunConfig;
 
 /// A problem as the model is asked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,135 +43,6 @@ pub struct DataSet {
     seed: u64,
     shuffle: bool,
     prompts_per_step: usize,
-}
-
-/// One of the sources that a config names, with its own word on each key or that of `[data]`.
-#[derive(Clone, Debug)]
-pub(super) struct SourceSpec {
-    pub(super) source: Source,
-    pub(super) format: RowFormat,
-    pub(super) weight: Option<f64>,
-    pub(super) system: Option<String>,
-    /// 0: none.
-    pub(super) limit: usize,
-}
-
-impl SourceSpec {
-    fn new(config: &RunConfig, own: &SourceSection) -> Result<Self, DataError> {
-        let data = &config.data;
-        let template = own
-            .prompt_template
-            .as_ref()
-            .unwrap_or(&data.prompt_template);
-        let answer_template = own
-            .answer_template
-            .as_ref()
-            .unwrap_or(&data.answer_template);
-        let filter = own.filter.as_ref().unwrap_or(&data.filter);
-        Ok(Self {
-            source: own.source.parse()?,
-            format: RowFormat {
-                question_field: own
-                    .question_field
-                    .as_ref()
-                    .unwrap_or(&data.question_field)
-                    .clone(),
-                answer_field: own
-                    .answer_field
-                    .as_ref()
-                    .unwrap_or(&data.answer_field)
-                    .clone(),
-                template: PromptTemplate::parse(template).map_err(DataError::Template)?,
-                answer_template: PromptTemplate::parse(answer_template)
-                    .map_err(DataError::AnswerTemplate)?,
-                filter: filter
-                    .iter()
-                    .map(|text| Filter::parse(text))
-                    .collect::<Result<_, _>>()?,
-                answers: own.answer.unwrap_or(data.answer),
-                keep: Vec::new(),
-            },
-            weight: own.weight,
-            system: own
-                .system_prompt
-                .clone()
-                .or_else(|| data.system_prompt.clone()),
-            limit: own.limit.unwrap_or(data.limit),
-        })
-    }
-
-    /// All that a config names to train on.
-    pub(super) fn all(config: &RunConfig) -> Result<Vec<Self>, DataError> {
-        let one = config.data.source.iter().map(|source| bare(source));
-        one.chain(config.data.sources.iter().cloned())
-            .map(|own| Self::new(config, &own))
-            .collect()
-    }
-
-    /// The source of the held-out problems, where it is one of its own.
-    pub(super) fn held_out(config: &RunConfig) -> Result<Option<Self>, DataError> {
-        let Some(source) = &config.data.held_out_source else {
-            return Ok(None);
-        };
-        let mut spec = Self::new(config, &bare(source))?;
-        spec.format.filter.clear();
-        spec.limit = 0;
-        Ok(Some(spec))
-    }
-}
-
-/// A source with nothing said of it.
-fn bare(source: &str) -> SourceSection {
-    SourceSection {
-        source: source.to_owned(),
-        weight: None,
-        question_field: None,
-        answer_field: None,
-        prompt_template: None,
-        answer_template: None,
-        system_prompt: None,
-        filter: None,
-        answer: None,
-        limit: None,
-    }
-}
-
-/// A source as read.
-#[derive(Clone, Debug)]
-pub(super) struct Loaded {
-    /// As the config names it.
-    pub(super) source: String,
-    /// A short name.
-    pub(super) name: String,
-    pub(super) read: SourceProblems,
-    pub(super) weight: Option<f64>,
-    pub(super) system: Option<String>,
-    pub(super) limit: usize,
-}
-
-impl Loaded {
-    pub(super) fn read(spec: SourceSpec, bad_rows: BadRows) -> Result<Self, DataError> {
-        Ok(Self {
-            read: read_problems(&spec.source, &spec.format, bad_rows)?,
-            source: spec.source.to_string(),
-            name: spec.source.name().to_owned(),
-            weight: spec.weight,
-            system: spec.system,
-            limit: spec.limit,
-        })
-    }
-
-    fn report(&self) -> SourceReport {
-        SourceReport {
-            source: self.source.clone(),
-            rows: self.read.rows,
-            bad: self.read.bad,
-            first_bad: self.read.first_bad.clone(),
-            filtered: self.read.filtered,
-            unfit_answer: self.read.unfit_answer,
-            ..SourceReport::default()
-        }
-    }
 }
 
 impl DataSet {
@@ -440,23 +313,28 @@ impl<'a> Sieve<'a> {
         number: usize,
         report: &mut SourceReport,
     ) -> Result<Vec<Arc<Prompt>>, DataError> {
-        let mut prompts = Vec::new();
+        let mut distinct: Vec<&Problem> = Vec::new();
         for problem in &source.read.problems {
             let (prompt, question) = (problem.prompt.as_str(), problem.question.as_str());
             if self.asked.contains(prompt) || self.asked.contains(question) {
                 report.in_held_out += 1;
-                continue;
-            }
-            if let Some(answer) = self.before(problem, number) {
+            } else if let Some(answer) = self.before(problem, number) {
                 report.repeated += 1;
                 report.conflicting += usize::from(answer != problem.answer);
-                continue;
+            } else {
+                self.prompts.insert(prompt, &problem.answer);
+                let first = (number, problem.answer.as_str());
+                self.questions.entry(question).or_insert(first);
+                distinct.push(problem);
             }
-            self.prompts.insert(prompt, &problem.answer);
-            self.questions
-                .entry(question)
-                .or_insert((number, &problem.answer));
-            let prompt = (self.render)(problem, source.system.as_deref())?;
+        }
+        let system = source.system.as_deref();
+        let rendered = distinct
+            .par_iter()
+            .map(|problem| (self.render)(problem, system));
+        let rendered: Vec<Prompt> = rendered.collect::<Result<_, DataError>>()?;
+        let mut prompts = Vec::with_capacity(rendered.len());
+        for prompt in rendered {
             let length = prompt.tokens.len();
             self.lengths.push(u32::try_from(length).unwrap_or(u32::MAX));
             if length < *self.bounds.start() {

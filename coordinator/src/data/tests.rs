@@ -4,7 +4,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{set::Loaded, *};
+use super::{
+    spec::{Loaded, SourceSpec},
+    *,
+};
 use crate::config::RunConfig;
 
 fn config(sets: &[&str]) -> RunConfig {
@@ -207,7 +210,7 @@ fn short_prompts_are_left_out_and_a_limit_is_drawn_after_what_is_held_out() {
 }
 
 fn loaded(config: &RunConfig) -> Loaded {
-    let spec = set::SourceSpec::all(config).expect("sources").remove(0);
+    let spec = SourceSpec::all(config).expect("sources").remove(0);
     Loaded::read(spec, config.data.bad_rows).expect("problems")
 }
 

@@ -159,3 +159,19 @@ fn a_file_that_is_not_there_is_named() {
     let error = read_problems(&source, &format("{question}"), BadRows::Skip).expect_err("no file");
     assert!(error.to_string().starts_with("/nowhere/p.jsonl"), "{error}");
 }
+
+#[test]
+fn the_kind_of_an_answer_is_what_the_rewards_can_do_with_it() {
+    for (answer, kind) in [
+        ("1,234.5", AnswerKind::Number),
+        ("\\frac{1}{2}", AnswerKind::Number),
+        ("$\\frac{\\sqrt{3}}{2}$", AnswerKind::Math),
+        ("$(0, \\infty)$", AnswerKind::Math),
+        ("no such number exists", AnswerKind::Text),
+    ] {
+        assert_eq!(AnswerKind::of(answer), kind, "{answer}");
+    }
+    assert!(fits("$x^2$", Answers::Parseable) && fits("7", Answers::Parseable));
+    assert!(!fits("none", Answers::Parseable) && !fits("$x^2$", Answers::Number));
+    assert!(fits("none", Answers::Any));
+}
