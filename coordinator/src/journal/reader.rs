@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use rusqlite::params;
 use tina_proto::v1;
 
-use super::{Counters, JournalError, store::Store};
+use super::{Counters, JournalError, fingerprint, store::Store};
 use crate::scheduler::types::{Purpose, RoundId, SampleId};
 
 /// A journal as it was at one moment. Nothing is written, and nobody is kept from writing.
@@ -49,6 +49,23 @@ impl Reader {
             return Ok(None);
         }
         Ok(Store::open_to_read(path)?.map(Self))
+    }
+
+    /// In what the journal was begun otherwise, `key: was A, is B`: `fingerprint` and `problems` as
+    /// for [`Journal::open`](super::Journal::open).
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn differences(
+        &self,
+        fingerprint: &str,
+        problems: &str,
+    ) -> Result<Vec<String>, JournalError> {
+        let mut all = fingerprint::differences(&self.0.config()?, fingerprint);
+        if all.is_empty() && self.0.problems()? != problems {
+            all.push("  the problems, or how the model is asked them".to_owned());
+        }
+        Ok(all)
     }
 
     /// The run's name for itself.
