@@ -6,11 +6,12 @@
 //! power cut may cost the last transactions, but never the database.
 //!
 //! - [`Journal`]: the handle. [`Reader`]: for those who only look. `store`: statements.
-//!   `fingerprint`: whose journal it is.
+//!   `verdicts`: rewards as text. `fingerprint`: whose journal it is.
 
 mod fingerprint;
 mod reader;
 mod store;
+mod verdicts;
 
 use std::{
     collections::BTreeMap,

@@ -12,10 +12,9 @@ use rusqlite::{
 };
 use serde_json::{Map, Value, json};
 use tina_proto::v1;
-use tina_reward::Share;
 
-use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics};
-use crate::scheduler::types::{Purpose, Restored, RewardValue, RoundId, Scored, Version};
+use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics, verdicts};
+use crate::scheduler::types::{Purpose, Restored, RoundId, Scored, Version};
 
 /// Steps that a resumed run shows.
 const TAIL: u32 = 32;
@@ -411,7 +410,7 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                     scored.reward,
                     scored.judged,
                     scored.correct,
-                    rewards_json(&scored.rewards),
+                    verdicts::to_json(&scored.rewards),
                 ])?;
             }
         }
@@ -506,28 +505,9 @@ fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<
         ":reward": scored.reward,
         ":judged": scored.judged,
         ":correct": scored.correct,
-        ":rewards": rewards_json(&scored.rewards),
+        ":rewards": verdicts::to_json(&scored.rewards),
     })?;
     Ok(())
-}
-
-/// `{"name": value}`; null: not judged; `{"length": ..., "value": ...}`: waits for its group.
-fn rewards_json(rewards: &[RewardValue]) -> String {
-    let value = |reward: &RewardValue| match (reward.share, reward.value) {
-        (Some(Share { length, value }), _) => json!({ "length": length, "value": value }),
-        (None, value) => value.map_or(Value::Null, Value::from),
-    };
-    let rewards = rewards
-        .iter()
-        .map(|reward| (reward.name.to_string(), value(reward)));
-    Value::Object(rewards.collect()).to_string()
-}
-
-fn share(value: &Value) -> Option<Share> {
-    Some(Share {
-        length: value.get("length")?.as_u64()?,
-        value: value.get("value")?.as_f64()?,
-    })
 }
 
 fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
@@ -538,7 +518,6 @@ fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
     let tokens: Vec<u8> = row.get("tokens")?;
     let logprobs: Vec<u8> = row.get("logprobs")?;
     let rewards: String = row.get("rewards")?;
-    let rewards: Map<String, Value> = serde_json::from_str(&rewards).unwrap_or_default();
     let worker: String = row.get("worker")?;
     Ok(Scored {
         completion: v1::Completion {
@@ -558,14 +537,7 @@ fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
         reward: row.get("reward")?,
         judged: row.get("judged")?,
         correct: row.get("correct")?,
-        rewards: rewards
-            .iter()
-            .map(|(name, value)| RewardValue {
-                name: name.as_str().into(),
-                value: value.as_f64(),
-                share: share(value),
-            })
-            .collect(),
+        rewards: verdicts::from_json(&rewards),
     })
 }
 

@@ -95,7 +95,7 @@ fn a_path_starts_from_the_file_that_it_stands_in() {
     let top = folder.path().join("mine/top.toml");
     let config = load(&top, &["cluster.token_file=token"]).expect("valid");
     let at = |path: &str| folder.path().join(path).display().to_string();
-    assert_eq!(config.data.source, at("mine/own.jsonl"));
+    assert_eq!(config.data.source, Some(at("mine/own.jsonl")));
     assert_eq!(config.model.source, at("mine/../shared/models/small"));
     assert_eq!(
         config.data.chat_template,

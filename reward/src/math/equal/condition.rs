@@ -64,7 +64,15 @@ impl Judge<'_> {
                 };
                 return self.combine(&Line::all(), &set, |a, b| a && !b);
             }
+            // `x = 1, 2` and `x ≠ 1, 2`.
+            Relation::Equal if left == variable && matches!(right, Expr::Set(_)) => {
+                return self.line(right);
+            }
+            Relation::NotEqual if left == variable && matches!(right, Expr::Set(_)) => {
+                return self.single(left, Relation::NotIn, right, variable);
+            }
             Relation::In | Relation::NotIn | Relation::Approximate => return Ok(None),
+            _ if !shape::is_scalar(left) || !shape::is_scalar(right) => return Ok(None),
             _ => {}
         }
         let absolute = match (left, right) {

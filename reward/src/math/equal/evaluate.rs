@@ -10,6 +10,7 @@ use super::{
     modular::Modular,
     real::{Fault, Real},
     residue::Scrambler,
+    shape,
 };
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -40,8 +41,10 @@ type Value = Result<Complex, Stop>;
 
 const SYMBOL: u64 = 101;
 const NAMED: u64 = 102;
-/// Largest n of n! that is multiplied out.
-const FACTORIAL: u64 = 20_000;
+/// Factors of a factorial or a binomial up to which it is multiplied out.
+const LONGEST_PRODUCT: u64 = 5_000;
+/// Terms of a sum up to which it is added up; each may cost the error a bit.
+const LONGEST_SERIES: u64 = 50;
 
 /// Where variables lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,27 +57,48 @@ pub(super) enum Region {
     Large,
     /// In (−3, 3), some of them negative.
     Signed,
-    /// Whole numbers from 3 to 40, for factorials.
+    /// Whole numbers from 2 on, for factorials.
     Whole,
 }
 
 /// One evaluation.
 #[derive(Debug)]
 pub(super) struct Evaluator<'a> {
-    pub(super) bits: u64,
-    pub(super) region: Region,
+    bits: u64,
+    region: Region,
     /// The number of the point in its region.
-    pub(super) salt: u64,
+    salt: u64,
     /// Odd roots of negative numbers are real: ∛−8 = −2.
-    pub(super) real_roots: bool,
+    real_roots: bool,
     /// A number that isn't real was met: branches of roots and logarithms are a convention then.
     pub(super) left_reals: bool,
     /// An odd root of a negative number was met.
     pub(super) odd_root: bool,
-    pub(super) fuel: &'a mut Fuel,
+    /// Variables of sums, innermost last.
+    bound: Vec<(String, u64)>,
+    fuel: &'a mut Fuel,
 }
 
-impl Evaluator<'_> {
+impl<'a> Evaluator<'a> {
+    /// At a numbered point of a region.
+    pub(super) fn new(
+        bits: u64,
+        (region, salt): (Region, u64),
+        real_roots: bool,
+        fuel: &'a mut Fuel,
+    ) -> Self {
+        Self {
+            bits,
+            region,
+            salt,
+            real_roots,
+            left_reals: false,
+            odd_root: false,
+            bound: Vec::new(),
+            fuel,
+        }
+    }
+
     /// The value at the point.
     pub(super) fn value(&mut self, expression: &Expr) -> Value {
         let value = self.evaluate(expression)?;
@@ -110,7 +134,13 @@ impl Evaluator<'_> {
             }
             Expr::Constant(Constant::I) => Complex::i(),
             Expr::Constant(Constant::Infinity) => return Err(Fault::Undefined.into()),
-            Expr::Symbol(name) => Complex::real(self.variable(Scrambler::new(SYMBOL).text(name))?),
+            Expr::Symbol(name) => match self.bound.iter().rev().find(|(bound, _)| bound == name) {
+                Some((_, value)) => Complex::real(Real::rational(
+                    &BigRational::from_integer((*value).into()),
+                    bits,
+                )?),
+                None => Complex::real(self.variable(Scrambler::new(SYMBOL).text(name))?),
+            },
             Expr::Sum(items) => {
                 let mut total = Complex::integer(0);
                 for item in items {
@@ -132,6 +162,13 @@ impl Evaluator<'_> {
             Expr::Negated(inner) => self.value(inner)?.negated(),
             Expr::Percent(inner) => self.value(inner)?.over(&Complex::integer(100), bits)?,
             Expr::Power(base, exponent) => self.power(base, exponent)?,
+            Expr::Call(Function::Named, arguments) if shape::series(arguments).is_some() => {
+                self.series(arguments)?
+            }
+            // Of a sum's variable it isn't known what it is.
+            Expr::Call(Function::Named, _) if !self.bound.is_empty() => {
+                return Err(Fault::Undefined.into());
+            }
             Expr::Call(Function::Named, _) | Expr::Text(_) => {
                 let code = Modular::new(0, self.fuel).code(expression)?;
                 Complex::real(self.variable(Scrambler::new(NAMED).residue(code))?)
@@ -155,7 +192,10 @@ impl Evaluator<'_> {
             Region::Small => fraction(1, 3),
             Region::Large => fraction(4, 26),
             Region::Signed => fraction(-3, 6),
-            Region::Whole => BigRational::from_integer(BigInt::from(3 + bits % 38)),
+            // Small first: there a small difference shows beside a factorial.
+            Region::Whole => {
+                BigRational::from_integer(BigInt::from(2 + bits % (5 + 6 * self.salt)))
+            }
         };
         Ok(Real::rational(&value, self.bits)?)
     }
@@ -229,14 +269,17 @@ impl Evaluator<'_> {
                 } else {
                     2
                 };
-                self.product((1..=n).rev().step_by(step).map(|k| (k, 1)))
+                Ok(Complex::real(self.product((1..=n).rev().step_by(step))?))
             }
             (Function::Binomial, [n, k]) => {
                 let (n, k) = (self.whole(n)?, self.whole(k)?);
                 if k > n {
                     return Ok(Complex::integer(0));
                 }
-                self.product((0..k.min(n - k)).map(|j| (n - j, j + 1)))
+                let k = k.min(n - k);
+                let above = self.product((0..k).map(|j| n - j))?;
+                let below = self.product(1..=k)?;
+                Ok(Complex::real(above.over(&below, bits)?))
             }
             (Function::Gcd | Function::Lcm | Function::Min | Function::Max | Function::Mod, _) => {
                 self.of_reals(function, arguments)
@@ -337,7 +380,30 @@ impl Evaluator<'_> {
         Ok(Complex::real(total))
     }
 
-    /// A whole number that is not negative and small enough to count up to.
+    /// A sum or a product, term by term.
+    fn series(&mut self, arguments: &[Expr]) -> Value {
+        let Some(series) = shape::series(arguments) else {
+            return Err(Fault::Undefined.into());
+        };
+        let (low, high) = (self.whole(series.low)?, self.whole(series.high)?);
+        if high.saturating_sub(low) > LONGEST_SERIES {
+            return Err(Fault::TooLarge.into());
+        }
+        let mut total = Complex::integer(i64::from(series.product));
+        for k in low..=high {
+            self.bound.push((series.variable.to_owned(), k));
+            let term = self.value(series.term);
+            self.bound.pop();
+            total = if series.product {
+                total.times(&term?, self.bits)?
+            } else {
+                total.plus(&term?, self.bits)
+            };
+        }
+        Ok(total)
+    }
+
+    /// A whole number that is not negative.
     fn whole(&mut self, expression: &Expr) -> Result<u64, Stop> {
         let value = self.value(expression)?;
         let whole = if value.is_real() {
@@ -347,24 +413,35 @@ impl Evaluator<'_> {
         };
         match whole {
             Some(whole) if whole.is_negative() => Err(Fault::Undefined.into()),
-            Some(whole) => whole
-                .to_u64()
-                .filter(|whole| *whole <= FACTORIAL)
-                .ok_or(Fault::TooLarge.into()),
+            Some(whole) => whole.to_u64().ok_or(Fault::TooLarge.into()),
             None => Err(Fault::Undefined.into()),
         }
     }
 
-    fn product(&mut self, factors: impl Iterator<Item = (u64, u64)>) -> Value {
-        let bits = self.bits + 16;
-        let mut total = Real::integer(1);
-        for (above, below) in factors {
-            self.pay(false)?;
-            total = total.times(&Real::integer(above as i64), bits)?;
-            if below > 1 {
-                total = total.over(&Real::integer(below as i64), bits)?;
+    fn product(&mut self, factors: impl Iterator<Item = u64>) -> Result<Real, Stop> {
+        // As many factors at once as a word holds.
+        let mut words = Vec::new();
+        let mut word = 1_u64;
+        for (count, factor) in factors.enumerate() {
+            if count as u64 > LONGEST_PRODUCT {
+                return Err(Fault::TooLarge.into());
             }
+            word = match word.checked_mul(factor) {
+                Some(longer) => longer,
+                None => {
+                    words.push(word);
+                    factor
+                }
+            };
         }
-        Ok(Complex::real(total))
+        words.push(word);
+        // The error's bound may double with every product.
+        let bits = self.bits + 2 * words.len() as u64 + 16;
+        self.fuel.spend(words.len() as u64 * (8 + bits / 128))?;
+        let mut total = Real::integer(1);
+        for word in words {
+            total = total.times(&Real::rational(&BigInt::from(word).into(), bits)?, bits)?;
+        }
+        Ok(total)
     }
 }

@@ -3,13 +3,16 @@
 //! What the answers are (a number, a set, a relation …) decides who compares them: [`compare`]
 //! unwraps equations and pairs kinds up, as the reference's `sympy_expr_eq` does; `list` compares
 //! sets, points and intervals item by item; `line` compares sets of reals by where they are, with
-//! `condition` for inequalities; `relation` equations and inequalities; `matrix` entry by entry. All end at `scalar`: exact
-//! rationals (`exact`), then residues in a finite field (`modular` over `residue`), then evaluation
-//! at random points with error bounds (`numeric` over `evaluate`, `complex`, `real`, `series`).
+//! `condition` for inequalities; `relation` equations and inequalities; `matrix` entry by entry. All
+//! end at `scalar`: exact rationals (`exact`), then residues in a finite field (`modular` over
+//! `residue`, `code` for what has no value there), then evaluation at random points with error bounds
+//! (`numeric` over `evaluate`, `complex`, `real`, `elementary`, `series`).
 
+mod code;
 mod compare;
 mod complex;
 mod condition;
+mod elementary;
 mod evaluate;
 mod exact;
 mod line;
@@ -17,6 +20,8 @@ mod list;
 mod matrix;
 mod modular;
 mod numeric;
+#[cfg(test)]
+mod properties;
 mod real;
 mod relation;
 mod residue;
@@ -25,6 +30,8 @@ mod series;
 mod shape;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_kinds;
 
 use super::{
     expr::Expr,

@@ -10,15 +10,17 @@
 
 use super::{
     super::{
-        expr::{Constant, Delimiter, Expr, Function},
+        expr::{Constant, Expr, Function},
         fuel::{Fuel, OutOfFuel},
     },
     exact,
     residue::{Residue, Scrambler},
+    shape,
 };
 use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Signed, ToPrimitive};
+use std::collections::BTreeMap;
 
 /// Largest n of n!, and of the smaller k of a binomial, that are multiplied out.
 const LONGEST_PRODUCT: u64 = 200_000;
@@ -31,13 +33,13 @@ const CONSTANT: u64 = 2;
 const LOGARITHM: u64 = 3;
 const FUNCTION: u64 = 4;
 const POWER: u64 = 5;
-const STRUCTURE: u64 = 6;
-const TEXT: u64 = 7;
+pub(super) const STRUCTURE: u64 = 6;
+pub(super) const TEXT: u64 = 7;
 
 /// An assignment of random values, and what was met under it.
 #[derive(Debug)]
 pub(super) struct Modular<'a> {
-    fuel: &'a mut Fuel,
+    pub(super) fuel: &'a mut Fuel,
     /// Which assignment.
     salt: u64,
     /// Something had no place in the field: a difference of residues proves nothing.
@@ -56,7 +58,7 @@ impl<'a> Modular<'a> {
         }
     }
 
-    fn scramble(&self, kind: u64) -> Scrambler {
+    pub(super) fn scramble(&self, kind: u64) -> Scrambler {
         Scrambler::new(kind).word(self.salt)
     }
 
@@ -311,6 +313,9 @@ impl<'a> Modular<'a> {
                 };
                 return Ok(below.inverse().map(|below| above.times(below)));
             }
+            (Function::Named, _) if shape::series(arguments).is_some() => {
+                return self.series(arguments);
+            }
             (Function::Named, _) => {
                 return self.opaque_arguments(function, arguments);
             }
@@ -409,6 +414,24 @@ impl<'a> Modular<'a> {
         self.opaque_call(Function::Ln, std::slice::from_ref(inner))
     }
 
+    /// A sum over k is the same sum over j.
+    fn series(&mut self, arguments: &[Expr]) -> Value {
+        let Some(series) = shape::series(arguments) else {
+            return Ok(None);
+        };
+        // No variable has an empty name.
+        let bound = BTreeMap::from([(series.variable.to_owned(), Expr::Symbol(String::new()))]);
+        shape::deeper_than(series.term, usize::MAX, self.fuel)?;
+        let term = shape::substitute(series.term, &bound);
+        self.opaque = true;
+        let state = Scrambler::new(STRUCTURE)
+            .word(18)
+            .word(u64::from(series.product))
+            .residue(self.code(series.low)?)
+            .residue(self.code(series.high)?);
+        Ok(Some(state.residue(self.code(&term)?).element()))
+    }
+
     fn opaque_call(&mut self, function: Function, arguments: &[Expr]) -> Value {
         self.opaque = true;
         self.opaque_arguments(function, arguments)
@@ -435,77 +458,6 @@ impl<'a> Modular<'a> {
             None => self.structure(expression),
         }
     }
-
-    /// A code of what stands there, part by part.
-    fn structure(&mut self, expression: &Expr) -> Result<Residue, OutOfFuel> {
-        let state = self.scramble(STRUCTURE);
-        Ok(match expression {
-            Expr::Number(_) | Expr::Decimal(_) | Expr::Symbol(_) => {
-                return Ok(self.value(expression)?.unwrap_or(Residue::ZERO));
-            }
-            Expr::Constant(constant) => state.word(1).word(*constant as u64).element(),
-            Expr::Text(text) => self.scramble(TEXT).text(text).element(),
-            Expr::Sum(items) => self.parts(state.word(2), items)?,
-            Expr::Product(items) => self.parts(state.word(3), items)?,
-            Expr::Quotient(a, b) => self.parts(state.word(4), [&**a, &**b])?,
-            Expr::Power(a, b) => self.parts(state.word(5), [&**a, &**b])?,
-            Expr::Negated(a) => self.parts(state.word(6), [&**a])?,
-            Expr::Percent(a) => self.parts(state.word(7), [&**a])?,
-            Expr::Call(function, items) => {
-                self.parts(state.word(8).word(*function as u64), items)?
-            }
-            Expr::PlusMinus {
-                left,
-                right,
-                plus_first,
-            } => self.parts(
-                state.word(9).word(u64::from(*plus_first)),
-                [&**left, &**right],
-            )?,
-            Expr::Set(items) => self.parts(state.word(10), items)?,
-            Expr::Delimited { open, close, items } => self.parts(
-                state
-                    .word(11)
-                    .word(delimiter(*open))
-                    .word(delimiter(*close)),
-                items,
-            )?,
-            Expr::SetOperation(operation, items) => {
-                self.parts(state.word(12).word(*operation as u64), items)?
-            }
-            Expr::Relation { sides, operators } => {
-                let state = operators.iter().fold(state.word(13), |state, operator| {
-                    state.word(*operator as u64)
-                });
-                self.parts(state, sides)?
-            }
-            Expr::SetBuilder { element, condition } => {
-                self.parts(state.word(14), [&**element, &**condition])?
-            }
-            Expr::And(items) => self.parts(state.word(15), items)?,
-            Expr::Or(items) => self.parts(state.word(16), items)?,
-            Expr::Matrix(rows) => {
-                let state = state.word(17).word(rows.len() as u64);
-                self.parts(state, rows.iter().flatten())?
-            }
-        })
-    }
-
-    fn parts<'e>(
-        &mut self,
-        mut state: Scrambler,
-        items: impl IntoIterator<Item = &'e Expr>,
-    ) -> Result<Residue, OutOfFuel> {
-        for item in items {
-            self.fuel.spend(1)?;
-            state = state.residue(self.code(item)?);
-        }
-        Ok(state.element())
-    }
-}
-
-fn delimiter(delimiter: Delimiter) -> u64 {
-    delimiter as u64
 }
 
 /// A whole number that is not negative.

@@ -167,14 +167,17 @@ fn read(
 }
 
 /// Where to evaluate: positive numbers of three sizes, and some that are negative; whole numbers where
-/// there is a factorial of a variable.
+/// there is a factorial of a variable or a sum.
 fn points(gold: &Expr, answer: &Expr, constant: bool) -> Vec<(Region, u64)> {
     if constant {
         return vec![(Region::Small, 0)];
     }
-    let counts = |node: &Expr| {
-        matches!(node, Expr::Call(Function::Factorial | Function::DoubleFactorial | Function::Binomial, items)
-            if items.iter().any(|item| !shape::is_constant(item)))
+    let counts = |node: &Expr| match node {
+        Expr::Call(Function::Factorial | Function::DoubleFactorial | Function::Binomial, items) => {
+            items.iter().any(|item| !shape::is_constant(item))
+        }
+        Expr::Call(Function::Named, items) => shape::series(items).is_some(),
+        _ => false,
     };
     if shape::any(gold, &counts) || shape::any(answer, &counts) {
         return (0..8).map(|salt| (Region::Whole, salt)).collect();
@@ -220,15 +223,7 @@ fn at_point(
     left_reals: &mut bool,
     fuel: &mut Fuel,
 ) -> Result<AtPoint> {
-    let mut evaluator = Evaluator {
-        bits,
-        region,
-        salt,
-        real_roots: reading.real_roots,
-        left_reals: false,
-        odd_root: false,
-        fuel,
-    };
+    let mut evaluator = Evaluator::new(bits, (region, salt), reading.real_roots, fuel);
     let (ours, theirs) = (evaluator.value(gold), evaluator.value(answer));
     *left_reals |= evaluator.left_reals;
     *odd_root |= evaluator.odd_root;
@@ -262,15 +257,7 @@ fn difference(ours: &Complex, theirs: &Complex, bits: u64) -> AtPoint {
 /// A rational close to a real constant; None where it is not real, or has no value.
 pub(super) fn real_value(constant: &Expr, fuel: &mut Fuel) -> Result<Option<BigRational>> {
     for real_roots in [false, true] {
-        let mut evaluator = Evaluator {
-            bits: BITS,
-            region: Region::Small,
-            salt: 0,
-            real_roots,
-            left_reals: false,
-            odd_root: false,
-            fuel,
-        };
+        let mut evaluator = Evaluator::new(BITS, (Region::Small, 0), real_roots, fuel);
         match evaluator.value(constant) {
             Ok(value) if value.im.sign().is_none_or(Ordering::is_eq) => {
                 return Ok(value.re.to_rational());
@@ -284,6 +271,28 @@ pub(super) fn real_value(constant: &Expr, fuel: &mut Fuel) -> Result<Option<BigR
     Ok(None)
 }
 
+/// Whether a constant is a real number of at least 2^bits.
+pub(super) fn is_at_least(constant: &Expr, bits: i64, fuel: &mut Fuel) -> Result<bool> {
+    let mut evaluator = Evaluator::new(BITS, (Region::Small, 0), false, fuel);
+    match evaluator.value(constant) {
+        Ok(value) => Ok(value.is_real()
+            && value.re.sign() == Some(Ordering::Greater)
+            && value.re.magnitude() > bits),
+        Err(Stop::Fault(_)) => Ok(false),
+        Err(Stop::OutOfFuel) => Err(super::super::fuel::OutOfFuel.into()),
+    }
+}
+
+/// Whether it has a value at all that can be computed.
+pub(super) fn has_value(constant: &Expr, fuel: &mut Fuel) -> Result<bool> {
+    let mut evaluator = Evaluator::new(BITS, (Region::Small, 0), false, fuel);
+    match evaluator.value(constant) {
+        Ok(_) => Ok(true),
+        Err(Stop::Fault(_)) => Ok(false),
+        Err(Stop::OutOfFuel) => Err(super::super::fuel::OutOfFuel.into()),
+    }
+}
+
 /// The sign of what is the same number other than zero at every point; None where it is not. One
 /// point is enough where it is known to be.
 pub(super) fn constant_sign(
@@ -294,15 +303,7 @@ pub(super) fn constant_sign(
     let mut first: Option<Complex> = None;
     let mut agreements = 0;
     for (region, salt) in points(expression, expression, false) {
-        let mut evaluator = Evaluator {
-            bits: BITS,
-            region,
-            salt,
-            real_roots: false,
-            left_reals: false,
-            odd_root: false,
-            fuel,
-        };
+        let mut evaluator = Evaluator::new(BITS, (region, salt), false, fuel);
         let value = evaluator.value(expression);
         if evaluator.left_reals && region == Region::Signed {
             continue;

@@ -58,7 +58,17 @@ impl Judge<'_> {
         if self.multiples(&ours, &theirs)? {
             return Ok(true);
         }
-        Ok(self.solves(gold, &theirs)? || self.solves(answer, &ours)?)
+        if self.solves(gold, &theirs)? || self.solves(answer, &ours)? {
+            return Ok(true);
+        }
+        // `x/y = 2/3` and `3x = 2y`: where the denominators are not zero.
+        let (ours, theirs) = (cleared(&ours), cleared(&theirs));
+        match (ours, theirs) {
+            (None, None) => Ok(false),
+            (Some(ours), None) => self.multiples(&ours, &difference(answer.0, answer.1)),
+            (None, Some(theirs)) => self.multiples(&difference(gold.0, gold.1), &theirs),
+            (Some(ours), Some(theirs)) => self.multiples(&ours, &theirs),
+        }
     }
 
     /// Whether `y = f` is the only solution for y of `other = 0`, linear in y: `y = 2/x` and `xy = 2`.
@@ -222,6 +232,35 @@ fn difference(left: &Expr, right: &Expr) -> Expr {
 
 fn quotient(above: &Expr, below: &Expr) -> Expr {
     Expr::Quotient(Box::new(above.clone()), Box::new(below.clone()))
+}
+
+/// Times every denominator that varies; None where there is none.
+fn cleared(sum: &Expr) -> Option<Expr> {
+    fn denominators<'e>(expression: &'e Expr, found: &mut Vec<&'e Expr>) {
+        match expression {
+            Expr::Sum(items) | Expr::Product(items) => {
+                for item in items {
+                    denominators(item, found);
+                }
+            }
+            Expr::Negated(inner) => denominators(inner, found),
+            Expr::Quotient(above, below) => {
+                denominators(above, found);
+                if !shape::is_constant(below) && !found.contains(&&**below) {
+                    found.push(below);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    denominators(sum, &mut found);
+    if found.is_empty() {
+        return None;
+    }
+    let mut factors = vec![sum.clone()];
+    factors.extend(found.into_iter().cloned());
+    Some(Expr::Product(factors))
 }
 
 /// A chain, or several joined by and, as single relations, > and ≥ turned round.

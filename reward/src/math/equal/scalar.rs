@@ -14,6 +14,8 @@ use num_traits::{One, Pow, Signed, ToPrimitive, Zero};
 
 /// Digits that are compared of decimals that rounding would make zero.
 const SIGNIFICANT: i64 = 3;
+/// Bits of an exponent whose powers are not computed, by one more than `real` says.
+const HUGE_EXPONENT: i64 = 42;
 
 impl Judge<'_> {
     /// Numbers and expressions; words too.
@@ -22,14 +24,14 @@ impl Judge<'_> {
         if gold == answer {
             return Ok(true);
         }
-        match (gold, answer) {
-            (Expr::Percent(a), Expr::Percent(b)) => return self.scalars(a, b),
+        match (hundredfold(gold), hundredfold(answer)) {
+            (Some(a), Some(b)) => return self.scalars(&a, &b),
             // 9% is also 9, as the reference has it; 9.5% is not 9.5.
-            (Expr::Percent(a), b) | (b, Expr::Percent(a))
-                if !shape::is_decimal(a) && !shape::is_decimal(b) && self.same_value(a, b)? =>
-            {
-                return Ok(true);
-            }
+            (Some(a), None) if self.same_percents(&a, answer)? => return Ok(true),
+            (None, Some(b)) if self.same_percents(&b, gold)? => return Ok(true),
+            _ => {}
+        }
+        match (gold, answer) {
             (Expr::Text(_), _) | (_, Expr::Text(_)) => return Ok(same_word(gold, answer)),
             (Expr::Symbol(_), other) | (other, Expr::Symbol(_))
                 if matches!(
@@ -48,6 +50,12 @@ impl Judge<'_> {
             return self.rounded(gold, answer);
         }
         self.same_value(gold, answer)
+    }
+
+    fn same_percents(&mut self, percents: &Expr, number: &Expr) -> Result<bool> {
+        Ok(!shape::is_decimal(percents)
+            && !shape::is_decimal(number)
+            && self.same_value(percents, number)?)
     }
 
     /// Without the rules for decimals and percents.
@@ -87,9 +95,38 @@ impl Judge<'_> {
         {
             return self.same_value(exponent, another);
         }
+        // One beyond all that can be computed, the other not: `9^(9^(9^9))` and 7.
+        if shape::is_constant(gold)
+            && shape::is_constant(answer)
+            && (self.is_huge(gold)? && numeric::has_value(answer, self.fuel)?
+                || self.is_huge(answer)? && numeric::has_value(gold, self.fuel)?)
+        {
+            return Ok(false);
+        }
         match numeric::compare(gold, answer, self.fuel)? {
             Outcome::Same => Ok(true),
             Outcome::Different | Outcome::Undefined => Ok(false),
+        }
+    }
+
+    /// Whether a constant's size is past 2^(2^40): a power with such an exponent, or a negative one of
+    /// it.
+    fn is_huge(&mut self, constant: &Expr) -> Result<bool> {
+        self.fuel.spend(1)?;
+        match constant {
+            Expr::Negated(inner) => self.is_huge(inner),
+            Expr::Power(base, exponent) => {
+                let two = BigRational::from_integer(BigInt::from(2));
+                let base = exact::rational(base, self.fuel)?;
+                Ok(base.is_some_and(|base| base >= two)
+                    && (self.is_huge(exponent)?
+                        || numeric::is_at_least(exponent, HUGE_EXPONENT, self.fuel)?))
+            }
+            Expr::Call(Function::Factorial, items) => match items.as_slice() {
+                [n] => Ok(self.is_huge(n)? || numeric::is_at_least(n, HUGE_EXPONENT, self.fuel)?),
+                _ => Ok(false),
+            },
+            _ => Ok(false),
         }
     }
 
@@ -142,6 +179,15 @@ fn nearest(value: &BigRational, scale: &BigInt) -> BigInt {
         floor - 1
     } else {
         floor
+    }
+}
+
+/// `a` of `a%`, with its sign.
+fn hundredfold(expression: &Expr) -> Option<Expr> {
+    match expression {
+        Expr::Percent(inner) => Some((**inner).clone()),
+        Expr::Negated(inner) => hundredfold(inner).map(|inner| Expr::Negated(Box::new(inner))),
+        _ => None,
     }
 }
 

@@ -178,6 +178,39 @@ pub(super) fn is_inequality(expression: &Expr) -> bool {
     }
 }
 
+/// A sum or a product over a variable from one bound to another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Series<'e> {
+    /// Terms are multiplied.
+    pub(super) product: bool,
+    pub(super) variable: &'e str,
+    pub(super) low: &'e Expr,
+    pub(super) high: &'e Expr,
+    pub(super) term: &'e Expr,
+}
+
+/// What a named function is, where it is a sum or a product with both bounds.
+pub(super) fn series(arguments: &[Expr]) -> Option<Series<'_>> {
+    let [Expr::Text(name), from, high, term] = arguments else {
+        return None;
+    };
+    let product = match name.as_str() {
+        "sum" => false,
+        "prod" => true,
+        _ => return None,
+    };
+    match equation(from)? {
+        [Expr::Symbol(variable), low] => Some(Series {
+            product,
+            variable,
+            low,
+            high,
+            term,
+        }),
+        _ => None,
+    }
+}
+
 /// The letters of a word that was read as a product of variables: `o d d`, `e v e n`.
 pub(super) fn word(expression: &Expr) -> Option<String> {
     match expression {

@@ -26,6 +26,9 @@ pub(super) struct List {
 impl Parser<'_> {
     /// The whole answer.
     pub(super) fn answer(mut self) -> Result<Expr, ParseError> {
+        if self.repairs.units {
+            self.drop_bare_unit();
+        }
         let list = self.list()?;
         if self.peek(0).is_some() {
             return Err(self.error("this does not follow from what stands before"));

@@ -42,16 +42,19 @@ pub enum Syntax {
     Plain,
 }
 
-/// Which repairs are made before parsing: the reference's `NormalizationConfig`.
+/// Which slips are mended: the reference's `NormalizationConfig`. Where the reference needs a flag to
+/// understand what this parser understands anyway, the flag changes nothing; `malformed_operators`
+/// does, as the paper's configuration refuses `\frac12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repairs {
-    /// `\dfrac` is `\frac`, spacing commands go, and so on.
+    /// `\dfrac` is `\frac`, spacing commands go, and so on: always so here.
     pub basic_latex: bool,
     /// Units and `\text` suffixes go.
     pub units: bool,
     /// `\frac12`, `\sqrt3` and the like are given their braces.
     pub malformed_operators: bool,
-    /// Small slips: `.5`, `x=`, trailing punctuation.
+    /// Small slips: `x =` and `= x` with nothing on the other side. (`.5` and closing punctuation are
+    /// read without it.)
     pub nits: bool,
     /// `a = b = c` keeps only the last side.
     pub equations: bool,

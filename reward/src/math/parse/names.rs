@@ -292,9 +292,17 @@ pub(super) fn normal_name(chars: &[char]) -> String {
     for command in TYPESETTING {
         name = name.replace(command, "");
     }
-    name.chars()
+    let kept: Vec<char> = name
+        .chars()
         .filter(|c| !c.is_whitespace() && !"{}$~".contains(*c))
         .flat_map(char::to_lowercase)
+        .collect();
+    // A backslash that starts no command would reach for what comes behind the name.
+    let starts = |at: usize| kept.get(at + 1).is_some_and(char::is_ascii_alphabetic);
+    kept.iter()
+        .enumerate()
+        .filter(|(at, c)| **c != '\\' || starts(*at))
+        .map(|(_, c)| *c)
         .collect()
 }
 

@@ -111,7 +111,22 @@ pub(super) fn decimal_comma(text: &str) -> Option<Expr> {
 
 /// Where the last side starts of a chain with more than one `=` and no lists in it.
 pub(super) fn last_side(chars: &[char]) -> Option<usize> {
-    if chars.iter().any(|c| ",;".contains(*c)) {
+    let letter = |at: Option<usize>| {
+        at.and_then(|at| chars.get(at))
+            .is_some_and(char::is_ascii_alphabetic)
+    };
+    let joins = |at: usize, word: &str| {
+        starts_with(chars, at, word)
+            && !letter(at.checked_sub(1))
+            && !letter(at.checked_add(word.len()))
+    };
+    let lists = |(at, c): (usize, &char)| match c {
+        ',' | ';' => true,
+        'a' => joins(at, "and"),
+        'o' => joins(at, "or"),
+        _ => false,
+    };
+    if chars.iter().enumerate().any(lists) {
         return None;
     }
     let mut count = 0;

@@ -104,23 +104,48 @@ fn take_digits(chars: &[char], mut at: usize, into: &mut String) -> usize {
 /// Behind a separator of thousands that can be nothing else (`{,}`, `,\!`, a space of any kind),
 /// with exactly three digits after it. A bare comma is for the parser, who sees what is around.
 fn thousands(chars: &[char], at: usize, digits: &str) -> Option<usize> {
-    const SEPARATORS: [&str; 10] = [
-        "{,}", "{,\\!}", ",\\!", "{,}\\!", "\\,", "\\ ", "\\;", "\\:", "~", " ",
-    ];
+    const SEPARATORS: [&str; 7] = [",\\!", "\\,", "\\ ", "\\;", "\\:", "~", " "];
     if digits.starts_with('0') {
         return None;
     }
-    let behind = SEPARATORS.iter().find_map(|separator| {
-        let len = separator.chars().count();
-        let here = chars.get(at..at + len)?;
-        here.iter()
-            .copied()
-            .eq(separator.chars())
-            .then_some(at + len)
-    })?;
+    let spaced = || {
+        SEPARATORS.iter().find_map(|separator| {
+            let len = separator.chars().count();
+            let here = chars.get(at..at + len)?;
+            let mut end = here
+                .iter()
+                .copied()
+                .eq(separator.chars())
+                .then_some(at + len)?;
+            // `11,\! 111`: this space is taken back.
+            while separator.ends_with('!') && chars.get(end) == Some(&' ') {
+                end += 1;
+            }
+            Some(end)
+        })
+    };
+    let behind = braced_comma(chars, at).or_else(spaced)?;
     let group = chars.get(behind..behind + 3)?;
     let ends = !chars.get(behind + 3).is_some_and(char::is_ascii_digit);
     (ends && group.iter().all(char::is_ascii_digit)).then_some(behind)
+}
+
+/// Behind `{,}`, with space or `\!` in or around it.
+fn braced_comma(chars: &[char], at: usize) -> Option<usize> {
+    let mut rest = chars
+        .iter()
+        .enumerate()
+        .skip(at)
+        .filter(|(_, c)| !c.is_whitespace() && **c != '!');
+    // What `\!` leaves is a backslash.
+    let mut next = || rest.find(|(_, c)| **c != '\\');
+    let open = next().filter(|(_, c)| **c == '{');
+    let comma = open.and_then(|_| next()).filter(|(_, c)| **c == ',');
+    let (close, _) = comma.and_then(|_| next()).filter(|(_, c)| **c == '}')?;
+    let negative = chars
+        .get(close + 1..close + 3)
+        .is_some_and(|c| c == ['\\', '!']);
+    Some(close + 1 + if negative { 2 } else { 0 })
 }
 
 /// Behind a decimal point, or a comma in braces that separates no thousands.

@@ -103,6 +103,25 @@ impl Parser<'_> {
         Expr::Product(vec![base, radian])
     }
 
+    /// `12 m`: as the reference has it, a lone number's letter for metres, seconds or grams is its
+    /// unit. Other letters, and these beside anything else, are variables.
+    pub(super) fn drop_bare_unit(&mut self) {
+        let sign = usize::from(matches!(self.peek(0), Some(Kind::Minus | Kind::Plus)));
+        let number = matches!(self.peek(sign), Some(Kind::Digits(_) | Kind::Decimal(_)));
+        let unit = match self.peek(sign + 1) {
+            Some(Kind::Symbol {
+                name,
+                capital: false,
+            }) => {
+                matches!(name.as_str(), "m" | "s" | "g")
+            }
+            _ => false,
+        };
+        if number && unit && self.peek(sign + 2).is_none() {
+            self.drop_last();
+        }
+    }
+
     /// Passes a unit: words, their powers, and what they are divided by.
     fn unit(&mut self) {
         loop {

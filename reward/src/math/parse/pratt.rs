@@ -128,6 +128,11 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// Takes the last token away.
+    pub(super) fn drop_last(&mut self) {
+        self.tokens.pop();
+    }
+
     /// An error at the current token.
     pub(super) fn error(&self, message: &str) -> ParseError {
         let at = self.tokens.get(self.pos).map_or(self.end, |token| token.at);
@@ -454,6 +459,10 @@ pub(super) fn negated(expr: Expr) -> Expr {
     match expr {
         Expr::Number(value) if !value.is_zero() => Expr::Number(-value),
         Expr::Decimal(value) if !value.is_zero() => Expr::Decimal(-value),
+        // `-5\%` is minus five, in percent.
+        Expr::Percent(inner) if matches!(*inner, Expr::Number(_) | Expr::Decimal(_)) => {
+            Expr::Percent(Box::new(negated(*inner)))
+        }
         other => Expr::Negated(Box::new(other)),
     }
 }

@@ -5,6 +5,7 @@ use super::{
     commands::{self, Command, command},
     lexer::{Lexer, Side},
     names::normal_name,
+    numbers::MAX_DIGITS,
     token::{Kind, Token},
     words::{self, Meaning},
 };
@@ -144,7 +145,11 @@ impl Lexer<'_> {
             Command::Letters => {
                 // `\mathbf{i}` is a vector, not the imaginary unit.
                 self.at = end;
-                if let [c] = self.ahead_group().as_slice()
+                let inner = self.ahead_group();
+                if let Some(digits) = spaced_digits(&inner) {
+                    self.push(Kind::Digits(digits));
+                    self.group();
+                } else if let [c] = inner.as_slice()
                     && matches!(c, 'i' | 'e')
                 {
                     let name = c.to_string();
@@ -262,6 +267,11 @@ impl Lexer<'_> {
         self.at = end;
         let inner = self.group();
         let behind = std::mem::replace(&mut self.at, start);
+        if let Some(digits) = spaced_digits(&inner) {
+            self.push(Kind::Digits(digits));
+            self.at = behind;
+            return Ok(());
+        }
         let content: String = inner.iter().collect();
         let trimmed = content.trim();
         let upright = match trimmed {
@@ -290,7 +300,7 @@ impl Lexer<'_> {
             self.at = behind;
             return Ok(());
         }
-        if trimmed.contains('$') || trimmed.contains("\\(") || trimmed.contains("\\frac") {
+        if trimmed.contains('$') || is_formula(&inner) {
             self.read_inner(&inner, fuel)?;
             self.at = behind;
             return Ok(());
@@ -326,4 +336,35 @@ impl Lexer<'_> {
         }
         Ok(())
     }
+}
+
+/// `\mathbf{2 6 2}`: a number in bold, its digits set apart.
+fn spaced_digits(chars: &[char]) -> Option<String> {
+    let digits: String = chars.iter().filter(|c| !c.is_whitespace()).collect();
+    let fits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    (fits && digits.len() <= MAX_DIGITS).then_some(digits)
+}
+
+/// Whether what stands in `\text{…}` is a formula: commands, and no words beside them.
+fn is_formula(chars: &[char]) -> bool {
+    let mut commands = false;
+    let mut letters = 0;
+    let mut after_backslash = false;
+    for c in chars {
+        match c {
+            '\\' => (after_backslash, letters) = (true, 0),
+            c if c.is_ascii_alphabetic() => {
+                commands |= after_backslash;
+                letters += usize::from(!after_backslash);
+                // A word of three letters is no product.
+                if letters > 2 {
+                    return false;
+                }
+            }
+            // `\begin{pmatrix}`: the name of a group right behind a command is none of its words.
+            '{' => letters = 0,
+            _ => (after_backslash, letters) = (false, 0),
+        }
+    }
+    commands
 }

@@ -234,7 +234,10 @@ pub(super) enum Meaning {
 
 /// Splits words at `and` and `or` on their ends, and says what each part is.
 pub(super) fn meanings(text: &str) -> Vec<Meaning> {
-    let trimmed = text.replace(['~', '\n', '\t'], " ");
+    let trimmed = text
+        .replace("\\!", "")
+        .replace("\\,", " ")
+        .replace(['~', '\n', '\t'], " ");
     let mut rest = trimmed.trim().to_string();
     let mut front = Vec::new();
     let mut back = Vec::new();
@@ -359,7 +362,13 @@ pub(super) fn is_prose(text: &str) -> bool {
     {
         any += 1;
         let connects = ["and", "or"].contains(&word.to_lowercase().as_str());
-        if word.chars().count() >= 2 && !connects && super::commands::function(word).is_none() {
+        // In capitals alone they are numerals or the names of segments: `I, II and III`.
+        let small = word.chars().any(char::is_lowercase);
+        if word.chars().count() >= 2
+            && small
+            && !connects
+            && super::commands::function(word).is_none()
+        {
             long += 1;
         }
     }
