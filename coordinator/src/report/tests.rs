@@ -13,7 +13,7 @@ use crate::{
 
 const CONFIG: &str = "[run]\nname = \"synthetic\"\nsteps = 100\n[model]\nsource = \"m\"\n[data]\n\
     source = \"arithmetic:add1\"\nheld_out = 4\n[[reward]]\nkind = \"numeric\"\nweight = 2.0\n\
-    [[reward]]\nkind = \"format\"\npattern = \"x\"\n[cost]\nusd_per_hour = 3.6\n";
+    [[reward]]\nkind = \"regex\"\nname = \"format\"\npattern = \"x\"\n[cost]\nusd_per_hour = 3.6\n";
 
 fn config() -> RunConfig {
     RunConfig::parse(CONFIG, "test", Path::new("/"), &[]).unwrap()
