@@ -182,12 +182,12 @@ fn rewards(report: &Report) -> Vec<Chart> {
         (Role::Format, "Format rewards"),
         (Role::Other, "Other rewards"),
     ];
-    for (role, title) in parts {
+    for (first, (role, title)) in (1..).zip(parts) {
         for few in of_role(role).chunks(6) {
             let (mut layers, mut marks) = (Vec::new(), Vec::new());
             for (hue, (at, reward)) in few.iter().enumerate() {
                 let value = |step: &Step| step.rewards.get(*at).copied().unwrap_or(f64::NAN);
-                layers.extend(smoothed(&reward.name, hue + 1, points(report, value)));
+                layers.extend(smoothed(&reward.name, first + hue, points(report, value)));
                 marks.extend(mark(report, &reward.name));
             }
             let mut chart = chart(title, "mean, unweighted", layers);

@@ -1,4 +1,4 @@
-//! Where a curve of a run turned: the paper's phase transition (Tina, arXiv 2504.15777, section 5).
+//! Where a curve of a run turned: the paper's phase transition (Tina, arXiv 2504.15777).
 //!
 //! The paper sees the format reward rise to a peak and collapse, and the completion length fall to
 //! a trough and rebound, at about the same step, while the accuracy reward has no such turning
