@@ -1,6 +1,7 @@
 //! Dispatch, scoring, grouping, journal, status; launching a cluster from one config.
 //!
 //! - [`run()`]: a whole run, from config to summary. [`RunEvent`]: what happens meanwhile.
+//! - [`evaluation`]: adapters on suites of problems, without training.
 //! - [`config`]: the run's config, plain data parsed once.
 //! - [`data`]: the problems.
 //! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
@@ -14,6 +15,7 @@
 
 pub mod config;
 pub mod data;
+pub mod evaluation;
 pub mod journal;
 pub mod report;
 mod run;

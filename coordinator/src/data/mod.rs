@@ -188,6 +188,19 @@ impl DataSet {
         })
     }
 
+    /// Prompts to evaluate on, and nothing to train on.
+    pub fn to_evaluate(prompts: Vec<Arc<Prompt>>) -> Self {
+        Self {
+            train: Vec::new(),
+            held_out: prompts,
+            too_long: 0,
+            repeated: 0,
+            seed: 0,
+            shuffle: false,
+            prompts_per_step: 0,
+        }
+    }
+
     /// The prompts of a step, in order; steps count from 1. Training goes through all problems,
     /// then again in a new order; a step may span two such epochs.
     pub fn prompts_of_step(&self, step: u64) -> Vec<Arc<Prompt>> {

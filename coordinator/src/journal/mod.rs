@@ -129,9 +129,9 @@ pub struct Counters {
 /// What is to be written.
 #[derive(Debug)]
 pub enum Write {
-    /// The version that the run starts from.
+    /// A version that no step made: the one that the run starts from, or one that is given.
     Start {
-        /// Version 0.
+        /// Version 0, or a given one.
         version: Version,
         /// The base model's digest.
         model_digest: String,
@@ -224,24 +224,29 @@ pub fn steps_done(path: &Path) -> Result<u64, JournalError> {
     Store::open(path)?.map_or(Ok(0), |store| store.steps_done())
 }
 
+/// The part of a config that decides what a run computes, as TOML.
+pub fn fingerprint(config: &RunConfig) -> String {
+    fingerprint::of(config)
+}
+
 impl Journal {
     /// Opens the journal at `path`, or begins it (`run_id` names a new run), and tells `note` what
-    /// happens. `problems` is the digest of the run's problems.
+    /// happens. `fingerprint`: TOML of what decides what the run computes, as by [`fingerprint`].
+    /// `problems` is the digest of the run's problems.
     ///
     /// # Errors
     /// The database can't be used, or belongs to another config, other problems or another program
     /// version.
     pub fn open(
         path: &Path,
-        config: &RunConfig,
+        fingerprint: &str,
         problems: &str,
         run_id: &str,
         note: impl Fn(Note) + Send + 'static,
     ) -> Result<(Self, Resumed), JournalError> {
-        let fingerprint = fingerprint::of(config);
         let (store, resumed) = match Store::open(path)? {
             Some(store) => {
-                let differences = fingerprint::differences(&store.config()?, &fingerprint);
+                let differences = fingerprint::differences(&store.config()?, fingerprint);
                 if !differences.is_empty() {
                     return Err(JournalError::Config {
                         path: path.to_owned(),
@@ -257,7 +262,7 @@ impl Journal {
                 (store, resumed)
             }
             None => {
-                let store = Store::create(path, run_id, &fingerprint, problems)?;
+                let store = Store::create(path, run_id, fingerprint, problems)?;
                 (
                     store,
                     Resumed {

@@ -20,6 +20,10 @@ pub struct Answer {
     pub correct: bool,
     /// Its length in tokens.
     pub tokens: u32,
+    /// It was cut off by the token limit.
+    pub truncated: bool,
+    /// Every reward that counts could judge it.
+    pub judged: bool,
 }
 
 /// A problem as an evaluation asked it.
@@ -125,7 +129,8 @@ impl Reader {
     /// # Errors
     /// The database can't be read.
     pub fn answers(&self, step: u64) -> Result<Vec<Answer>, JournalError> {
-        let select = "SELECT group_id, sample_index, correct, length(tokens) / 4 FROM completions
+        let select = "SELECT group_id, sample_index, correct, length(tokens) / 4, finish_reason, judged
+                      FROM completions
                       WHERE group_id BETWEEN ?1 AND ?2 ORDER BY group_id, sample_index";
         self.0.rows(select, groups(step), |row| {
             Ok(Answer {
@@ -135,6 +140,8 @@ impl Reader {
                 },
                 correct: row.get(2)?,
                 tokens: row.get(3)?,
+                truncated: row.get::<_, i32>(4)? == v1::FinishReason::Length as i32,
+                judged: row.get(5)?,
             })
         })
     }

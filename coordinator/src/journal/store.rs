@@ -324,8 +324,8 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
         } => {
             set_meta(db, "model_digest", model_digest)?;
             db.execute(
-                "INSERT INTO steps (step, digest) VALUES (0, ?1)",
-                [&version.digest[..]],
+                "INSERT INTO steps (step, digest) VALUES (?1, ?2)",
+                params![version.step as i64, &version.digest[..]],
             )?;
         }
         Write::Prompts(rows) => {

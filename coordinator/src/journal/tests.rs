@@ -75,7 +75,7 @@ fn start() -> Write {
 }
 
 fn open(path: &Path, config: &RunConfig) -> Result<(Journal, Resumed), JournalError> {
-    Journal::open(path, config, "problems", "run-1", |_| {})
+    Journal::open(path, &fingerprint(config), "problems", "run-1", |_| {})
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn nobody_is_told_of_a_completion_before_another_connection_can_read_it() 
     let path = folder.path().join("run.db");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (told, reader) = (seen.clone(), path.clone());
-    let (journal, _) = Journal::open(&path, &config(&[]), "problems", "r", move |note| {
+    let (journal, _) = Journal::open(&path, &fingerprint(&config(&[])), "problems", "r", move |note| {
         if let Note::Recorded(samples, _) = note {
             let db = rusqlite::Connection::open(&reader).unwrap();
             for (sample, _) in samples {
@@ -208,7 +208,7 @@ fn a_journal_of_other_problems_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.db");
     open(&path, &config(&[])).unwrap().0.close();
-    let error = Journal::open(&path, &config(&[]), "others", "run-1", |_| {}).unwrap_err();
+    let error = Journal::open(&path, &fingerprint(&config(&[])), "others", "run-1", |_| {}).unwrap_err();
     assert!(matches!(error, JournalError::Problems { .. }), "{error}");
     open(&path, &config(&[])).unwrap();
 }

@@ -34,7 +34,7 @@ const PARTS: [&str; 9] = [
 
 /// The folder of a run, locked for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     name: String,
     _lock: File,
@@ -43,7 +43,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Takes the folder for a new run, or for going on with the one in it. What is in it stays as
     /// it is: what else can go wrong at the start comes first.
-    pub(super) fn claim(
+    pub(crate) fn claim(
         config: &RunConfig,
         resume: bool,
         overwrite: bool,
@@ -85,7 +85,7 @@ impl Folder {
     }
 
     /// Removes what an earlier run left.
-    pub(super) fn clear(&self) -> Result<(), CoordinatorError> {
+    pub(crate) fn clear(&self) -> Result<(), CoordinatorError> {
         for part in PARTS {
             let path = self.path.join(part);
             let removed = if path.is_dir() {
@@ -114,11 +114,11 @@ impl Folder {
         self.replace(CONFIG_FILE, &config.to_toml())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.path.join(JOURNAL_FILE)
     }
 
@@ -150,7 +150,7 @@ impl Folder {
     }
 
     /// Writes a file, whole or not at all.
-    fn replace(&self, name: &str, text: &str) -> Result<(), CoordinatorError> {
+    pub(crate) fn replace(&self, name: &str, text: &str) -> Result<(), CoordinatorError> {
         let path = self.path.join(name);
         let fresh = self.path.join(format!(".{name}.new"));
         fs::write(&fresh, text)

@@ -1,13 +1,15 @@
 //! A run, from config to summary.
 //!
-//! - [`run()`]: sets everything up, keeps the run going, takes everything down.
+//! - [`run()`]: a run, from its config. [`drive`]: keeps a run or an evaluation going to its end.
+//! - `given`: adapters to evaluate.
 //! - `folder`: the run's folder. `prompts`: what each round asks. `adapters`: adapters on disk.
 //! - `shell`: the task that owns the scheduler. `obey`: its commands, done. `broadcast`: who gets
 //!   adapters by NCCL.
 
 mod adapters;
 mod broadcast;
-mod folder;
+pub(crate) mod folder;
+mod given;
 mod obey;
 mod prompts;
 mod shell;
@@ -19,11 +21,12 @@ use tina_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::given::{GivenAdapter, Weights};
 use self::{adapters::Keep, folder::Folder, prompts::Prompts, shell::Shell};
 use crate::{
     config::{MAX_STOPS, RunConfig},
     data::{DataError, DataSet, PromptRenderer},
-    journal::{Journal, JournalError, Note as JournalNote},
+    journal::{self, Journal, JournalError, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
     services::{AdapterStore, DoorError, Doors, Limits, Shared},
@@ -204,26 +207,83 @@ pub async fn run(
         config.model.source
     )));
     let loading = config.clone();
-    let loaded = tokio::task::spawn_blocking(move || load(&loading));
-    let (text, data) = tokio::select! {
-        loaded = loaded => {
-            loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))??
-        }
-        // Nothing has begun: one request to stop is enough.
-        Ok(_) = shutdown.wait_for(|count| *count > 0) => return Err(CoordinatorError::NotBegun),
-    };
+    let (text, data) = aside(&mut shutdown, move || load(&loading)).await?;
     let _ = events.send(RunEvent::Note(data.summary()));
+    let fingerprint = journal::fingerprint(&config);
+    let work = Work {
+        config,
+        fingerprint,
+        text,
+        data,
+        given: Vec::new(),
+        anew: !options.resume,
+        launch: options.launch,
+        exe: options.exe,
+    };
+    drive(work, folder, started, events, shutdown).await
+}
+
+/// Does what takes long on a thread of its own, unless a stop is asked for meanwhile: nothing has
+/// begun, so one request is enough.
+pub(crate) async fn aside<T: Send + 'static, E: From<CoordinatorError> + Send + 'static>(
+    shutdown: &mut watch::Receiver<u32>,
+    load: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let loading = tokio::task::spawn_blocking(load);
+    tokio::select! {
+        loaded = loading => {
+            loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))?
+        }
+        Ok(_) = shutdown.wait_for(|count| *count > 0) => Err(CoordinatorError::NotBegun.into()),
+    }
+}
+
+/// What a run, or an evaluation by itself, is to do, with everything loaded.
+pub(crate) struct Work {
+    pub(crate) config: Arc<RunConfig>,
+    /// What of the config decides what is computed: [`journal::fingerprint`], or an evaluation's own.
+    pub(crate) fingerprint: String,
+    pub(crate) text: TextModel,
+    pub(crate) data: DataSet,
+    /// Adapters to evaluate; empty: a learner makes them.
+    pub(crate) given: Vec<GivenAdapter>,
+    /// Throw away what an earlier one left in the folder.
+    pub(crate) anew: bool,
+    /// Start the processes of this machine that the config names.
+    pub(crate) launch: bool,
+    /// The `tina` program; this one where unset.
+    pub(crate) exe: Option<PathBuf>,
+}
+
+/// Opens doors and journal, keeps the scheduler going to its end, takes everything down.
+pub(crate) async fn drive(
+    work: Work,
+    folder: Folder,
+    started: std::time::Instant,
+    events: mpsc::UnboundedSender<RunEvent>,
+    shutdown: watch::Receiver<u32>,
+) -> Result<RunSummary, CoordinatorError> {
+    let Work {
+        config,
+        fingerprint,
+        text,
+        data,
+        given,
+        anew,
+        launch,
+        exe,
+    } = work;
     let longest = longest_sequence(&config, &text, &data)?;
     let doors = Doors::bind(&config.cluster).await?;
-
-    if !options.resume {
+    if anew {
         folder.clear()?;
     }
+    let trains = given.is_empty();
     let (notes, heard) = mpsc::unbounded_channel();
     let tell = notes.clone();
     let (journal, resumed) = Journal::open(
         &folder.journal(),
-        &config,
+        &fingerprint,
         &data.digest(),
         &folder.new_run_id(),
         move |note| {
@@ -237,11 +297,12 @@ pub async fn run(
     let limits = limits(&config, &text.config);
     let adapters = Arc::new(AdapterStore::new(adapter_bytes(&config, &text.config)));
     let run_dir = folder.path().display().to_string();
-    let probe = data
-        .prompts_of_step(1)
-        .first()
-        .map(|p| p.tokens.clone())
-        .unwrap_or_default();
+    let first = if trains {
+        data.prompts_of_step(1).into_iter().next()
+    } else {
+        data.held_out(1).first().cloned()
+    };
+    let probe = first.map(|prompt| prompt.tokens.clone()).unwrap_or_default();
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -256,21 +317,21 @@ pub async fn run(
     });
     let best = best_step(&resumed.evals);
     let failed = notes.clone();
-    let lora = lora_config(&config)?;
-    let shelf = adapters::Shelf::new(
-        folder.adapters(),
-        lora.peft_json(&config.model.source),
-        Keep {
-            every: config.run.keep_every,
-            last: config.run.keep_last,
-        },
-        best,
-        move |error| drop(failed.send(shell::Note::Failed(error))),
-    )
-    .map_err(|source| CoordinatorError::File {
-        path: folder.adapters(),
-        source,
-    })?;
+    let keep = Keep {
+        every: config.run.keep_every,
+        last: config.run.keep_last,
+    };
+    let peft = lora_config(&config)?.peft_json(&config.model.source);
+    let shelf = trains
+        .then(|| {
+            let told = move |error| drop(failed.send(shell::Note::Failed(error)));
+            adapters::Shelf::new(folder.adapters(), peft, keep, best, told)
+        })
+        .transpose()
+        .map_err(|source| CoordinatorError::File {
+            path: folder.adapters(),
+            source,
+        })?;
 
     let (address, url, token) = (
         doors.address(),
@@ -289,12 +350,16 @@ pub async fn run(
     let prompts = Prompts::new(&config, data, &text.stop_token_ids);
     let tokenizer = Arc::new(text.tokenizer);
     let scorer = Scorer::new(tokenizer, rewards, config.eval_reward());
-    let launch = options.launch && config.cluster.launch;
-    let scheduler = Scheduler::new(plan(&config, launch), resumed.restored);
+    let launch = launch && config.cluster.launch;
+    let plan = Plan {
+        given: given.iter().map(|adapter| adapter.version).collect(),
+        ..plan(&config, launch)
+    };
+    let scheduler = Scheduler::new(plan, resumed.restored);
     let history = History::new(resumed.tail, resumed.evals);
     let (deaths, mourning) = mpsc::unbounded_channel();
     let supervisor = if launch {
-        let exe = match options.exe {
+        let exe = match exe {
             Some(exe) => exe,
             None => std::env::current_exe().map_err(|source| CoordinatorError::File {
                 path: "tina".into(),
@@ -302,7 +367,7 @@ pub async fn run(
             })?,
         };
         Supervisor::start(
-            roles(&config, &folder, &exe, &url, token.as_deref()),
+            roles(&config, &folder, &exe, &url, token.as_deref(), trains),
             &deaths,
             &status.subscribe(),
         )
@@ -319,6 +384,7 @@ pub async fn run(
         scorer,
         prompts,
         shelf,
+        given,
         shared,
         history,
         status,
@@ -415,6 +481,7 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         } else {
             0
         },
+        given: Vec::new(),
         probe_tolerance: PROBE_TOLERANCE,
     }
 }
@@ -435,7 +502,7 @@ fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
     }
 }
 
-fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
+pub(crate) fn lora_config(config: &RunConfig) -> Result<LoraConfig, CoordinatorError> {
     let modules = config
         .lora
         .target_modules
@@ -500,6 +567,7 @@ fn roles(
     exe: &std::path::Path,
     url: &str,
     token: Option<&str>,
+    trains: bool,
 ) -> Vec<Role> {
     let cluster = &config.cluster;
     let role = |name: String, command: &str, device: &str, more: &[&str]| {
@@ -529,5 +597,5 @@ fn roles(
             role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
         });
     let learner = role("learner".into(), "learner", &config.learner.device, &[]);
-    std::iter::once(learner).chain(workers).collect()
+    trains.then_some(learner).into_iter().chain(workers).collect()
 }

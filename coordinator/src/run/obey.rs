@@ -189,14 +189,22 @@ impl Shell {
             Command::RecordEval(done) => {
                 self.count_sampled(done.groups.iter().flatten());
                 let reward = self.parts.config.eval.reward.as_deref().unwrap_or_default();
-                let (record, counters) = (eval_record(&done, reward), self.counters());
+                let (mut record, counters) = (eval_record(&done, reward), self.counters());
+                if !self.parts.given.is_empty() {
+                    // All there is to do: loading and earlier starts are part of its price.
+                    let others = self.parts.history.evals.iter();
+                    let before: f64 = others.map(|record| record.seconds).sum();
+                    record.seconds = (counters.elapsed.as_secs_f64() - before).max(0.0);
+                }
                 self.parts.history.eval(record.clone());
                 self.parts.journal.write(Write::Eval {
                     record: record.clone(),
                     counters,
                 });
                 if let Some(step) = best_step(&self.parts.history.evals) {
-                    self.parts.shelf.best(step);
+                    if let Some(shelf) = &self.parts.shelf {
+                        shelf.best(step);
+                    }
                 }
                 self.tell(RunEvent::Eval(record));
             }
@@ -205,7 +213,9 @@ impl Shell {
                 self.parts.history.roll_back(version.step);
                 self.parts.prompts.roll_back(version.step);
                 let best = best_step(&self.parts.history.evals);
-                self.parts.shelf.roll_back(version.step, best);
+                if let Some(shelf) = &self.parts.shelf {
+                    shelf.roll_back(version.step, best);
+                }
             }
             Command::Warn(text) => self.warn(text),
             Command::Finish { stopped_early } => {
@@ -333,9 +343,10 @@ impl Shell {
         let policy = self.parts.scheduler.policy();
         if let Some(version) = policy.filter(|version| version.step > 0)
             && self.saved != policy
+            && let Some(shelf) = &self.parts.shelf
             && let Some((_, bytes)) = self.parts.shared.adapters.get(&version.digest)
         {
-            self.parts.shelf.save(version.step, bytes);
+            shelf.save(version.step, bytes);
             self.saved = policy;
         }
     }

@@ -19,6 +19,7 @@ use super::{
     adapters::Shelf,
     broadcast::Broadcasts,
     folder::Folder,
+    given::GivenAdapter,
     obey::{stop_learner, stop_worker},
     prompts::Prompts,
     worker_id,
@@ -40,6 +41,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// Between two reports while nothing changes.
 const REPORT: Duration = Duration::from_millis(250);
+/// Between two times that the counters go to the journal while nothing is recorded.
+const COUNT: Duration = Duration::from_secs(10);
 /// Messages taken at a time before commands go out.
 const BURST: usize = 256;
 
@@ -72,7 +75,10 @@ pub(super) struct Parts {
     pub(super) journal: Journal,
     pub(super) scorer: Scorer,
     pub(super) prompts: Prompts,
-    pub(super) shelf: Shelf,
+    /// `None`: nothing is trained, so there is nothing to keep.
+    pub(super) shelf: Option<Shelf>,
+    /// Adapters to evaluate, where nothing is trained.
+    pub(super) given: Vec<GivenAdapter>,
     pub(super) shared: Arc<Shared>,
     pub(super) history: History,
     pub(super) status: watch::Sender<Arc<RunStatus>>,
@@ -101,6 +107,8 @@ pub(super) struct Shell {
     pinned: Option<Version>,
     pub(super) broadcasts: Broadcasts,
     reported: (Instant, i32, u64),
+    /// When the counters were last sent to the journal.
+    counted: Instant,
 }
 
 impl Shell {
@@ -119,6 +127,7 @@ impl Shell {
             pinned: None,
             broadcasts: Broadcasts::default(),
             reported: (parts.started, -1, 0),
+            counted: parts.started,
             parts,
         }
     }
@@ -291,6 +300,7 @@ impl Shell {
             if self.pinned != policy
                 && let Some(version) = policy
             {
+                self.offer_given(version);
                 self.parts.shared.adapters.pin(version);
                 self.pinned = policy;
             }
@@ -328,6 +338,12 @@ impl Shell {
         }
         self.reported = (Instant::now(), phase, step);
         let mut counters = self.counters();
+        if self.counted.elapsed() > COUNT {
+            // A run that is killed keeps what it cost.
+            self.counted = Instant::now();
+            self.parts.journal.write(Write::Counters(counters));
+        }
+        let scheduler = &self.parts.scheduler;
         let (closed, open) = scheduler.tokens_sampled();
         counters.tokens_sampled += (closed + open).saturating_sub(self.tokens_sampled);
         let spec = &self.parts.shared.spec;
@@ -375,7 +391,7 @@ impl Shell {
         } = self.parts;
         journal.write(Write::Counters(counters));
         let flushed = journal.flush().await;
-        tokio::task::spawn_blocking(move || shelf.close())
+        tokio::task::spawn_blocking(move || shelf.map(Shelf::close))
             .await
             .map_err(|error| CoordinatorError::Internal(format!("saving the adapter: {error}")))?;
         let stopped_early = match outcome {

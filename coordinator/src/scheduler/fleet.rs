@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tina_proto::v1;
 
 use super::{
-    Scheduler,
+    Policy, Probe, Scheduler,
     round::State,
     types::{Command, MAX_SAMPLE_FAILURES, RoundId, SampleId, Session, Version, single_version},
 };
@@ -166,6 +166,9 @@ impl Scheduler {
         worker.model_digest = Some(ready.model_digest.clone());
         if ready.slots == 0 {
             worker.refused = Some("it offers no slots".into());
+        } else if !self.plan.given.is_empty() {
+            self.model_digest
+                .get_or_insert_with(|| ready.model_digest.clone());
         }
         self.check_models();
         if let Some(worker) = self.workers.get(&session)
@@ -178,7 +181,7 @@ impl Scheduler {
         }
     }
 
-    /// Refuses workers whose model isn't the learner's.
+    /// Refuses workers whose model isn't the learner's, or without one the first worker's.
     pub(super) fn check_models(&mut self) {
         let Some(expected) = &self.model_digest else {
             return;
@@ -190,7 +193,7 @@ impl Scheduler {
                 .filter(|digest| *digest != expected)
             {
                 worker.refused = Some(format!(
-                    "its model's digest is {digest}, the learner's {expected}: the model's files \
+                    "its model's digest is {digest}, the run's {expected}: the model's files \
                      differ between the machines"
                 ));
             }
@@ -287,8 +290,22 @@ impl Scheduler {
             .device
             .as_ref()
             .map_or("", |device| device.numerics.as_str());
-        let exact = numerics == policy.numerics && numerics.starts_with("cpu");
-        match probe_difference(&policy.probe, &loaded.probe_logprobs) {
+        let Some(probe) = &policy.probe else {
+            let probe = Probe {
+                whose: format!("worker {}", worker.id),
+                logprobs: loaded.probe_logprobs.clone(),
+                numerics: numerics.to_owned(),
+            };
+            worker.loaded = version;
+            worker.load_error = None;
+            self.policy = Some(Policy {
+                probe: Some(probe),
+                ..policy
+            });
+            return;
+        };
+        let exact = numerics == probe.numerics && numerics.starts_with("cpu");
+        match probe_difference(&probe.logprobs, &loaded.probe_logprobs) {
             Some(diff) if diff <= if exact { 0.0 } else { tolerance } => {
                 worker.probe_diff = diff;
                 worker.loaded = version;
@@ -297,9 +314,9 @@ impl Scheduler {
             diff => {
                 let diff = diff.map_or("not comparable".into(), |diff| format!("off by {diff:e}"));
                 let reason = format!(
-                    "under the adapter {} its log-probs of the probe are {diff} against the \
-                     learner's (arithmetic {numerics} and {})",
-                    policy.version, policy.numerics
+                    "under the adapter {} its log-probs of the probe are {diff} against those of \
+                     {} (arithmetic {numerics} and {})",
+                    policy.version, probe.whose, probe.numerics
                 );
                 out.push(Command::Warn(format!(
                     "worker {} is refused: {reason}",
@@ -481,12 +498,12 @@ fn process(address: &str) -> &str {
 }
 
 /// The largest difference between two rows of log-probs; `None` when they can't be compared.
-fn probe_difference(learner: &[f32], worker: &[f32]) -> Option<f32> {
-    if learner.len() != worker.len() || learner.iter().chain(worker).any(|x| !x.is_finite()) {
+fn probe_difference(reference: &[f32], worker: &[f32]) -> Option<f32> {
+    if reference.len() != worker.len() || reference.iter().chain(worker).any(|x| !x.is_finite()) {
         return None;
     }
     Some(
-        learner
+        reference
             .iter()
             .zip(worker)
             .map(|(a, b)| (a - b).abs())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tina_proto::v1;
 
 use super::{
-    Policy, Scheduler,
+    Policy, Probe, Scheduler,
     round::Round,
     types::{Command, RoundId, Session, StepDone, Timings, Version},
 };
@@ -70,6 +70,9 @@ impl Scheduler {
         hello: v1::LearnerHello,
         out: &mut Vec<Command>,
     ) {
+        if self.has_given() {
+            return Self::decline_learner(session, out);
+        }
         if let Some(other) = &self.learner {
             let id = &other.hello.learner_id;
             if *id != hello.learner_id {
@@ -203,7 +206,7 @@ impl Scheduler {
                 version,
                 model_digest: ready.model_digest,
             });
-            return self.adopt(version, ready.probe_logprobs);
+            return self.adopt(version, Some(ready.probe_logprobs));
         };
         if version.step > recorded.step {
             return match ready.last_result {
@@ -270,10 +273,10 @@ impl Scheduler {
         let known = self.history.get(version.step as usize) == Some(&version);
         if !known {
             self.roll_back(version, out);
-            self.adopt(version, probe);
+            self.adopt(version, Some(probe));
         } else if self.history.last() == Some(&version) {
             if self.policy.is_none() {
-                self.adopt(version, probe);
+                self.adopt(version, Some(probe));
             }
         } else {
             if let Some(learner) = self.heard(session) {
@@ -311,18 +314,15 @@ impl Scheduler {
         out.push(Command::Rollback { version });
     }
 
-    /// From now on workers sample with this version.
-    fn adopt(&mut self, version: Version, probe: Vec<f32>) {
-        let numerics = self
-            .learner
-            .as_ref()
-            .and_then(|learner| learner.hello.device.as_ref())
-            .map_or_else(String::new, |device| device.numerics.clone());
-        self.policy = Some(Policy {
-            version,
-            probe,
-            numerics,
+    /// From now on workers sample with this version; `probe`: what the learner computes with it.
+    pub(super) fn adopt(&mut self, version: Version, probe: Option<Vec<f32>>) {
+        let device = || self.learner.as_ref()?.hello.device.as_ref();
+        let probe = probe.map(|logprobs| Probe {
+            whose: "the learner".to_owned(),
+            logprobs,
+            numerics: device().map_or_else(String::new, |device| device.numerics.clone()),
         });
+        self.policy = Some(Policy { version, probe });
         self.sync_since = self.now;
         self.synced_at = None;
         for worker in self.workers.values_mut() {
@@ -407,6 +407,6 @@ impl Scheduler {
             timings,
             groups: learning.round.batch(),
         })));
-        self.adopt(version, result.probe_logprobs);
+        self.adopt(version, Some(result.probe_logprobs));
     }
 }

@@ -9,13 +9,14 @@
 //! - [`types`]: names, plan, events, commands.
 //! - `round`: the samples of one batch or one evaluation.
 //! - `fleet`: workers, their adapters and what they bring; `dispatch`: what is handed to them.
-//! - `learning`: the learner, resuming and replaying.
+//! - `learning`: the learner, resuming and replaying. `given`: policies without a learner.
 //! - `deadlines`: what doesn't come, and what doesn't get on.
 //! - `snapshot`: what a person may see.
 
 mod deadlines;
 mod dispatch;
 mod fleet;
+mod given;
 mod learning;
 mod round;
 #[cfg(test)]
@@ -44,11 +45,20 @@ use self::{
 };
 pub use self::{learning::batch_version, snapshot::Snapshot};
 
-/// The adapter that workers are to sample with, and what the learner says of it.
+/// The adapter that workers are to sample with, and what they must compute with it.
 #[derive(Clone, Debug)]
 struct Policy {
     version: Version,
-    probe: Vec<f32>,
+    /// What every worker's must agree with; `None`: the first worker's will be it.
+    probe: Option<Probe>,
+}
+
+/// Log-probs of the run's probe under a policy.
+#[derive(Clone, Debug)]
+struct Probe {
+    /// Who computed them, for a person.
+    whose: String,
+    logprobs: Vec<f32>,
     numerics: String,
 }
 
@@ -227,6 +237,12 @@ impl Scheduler {
     fn pump(&mut self, out: &mut Vec<Command>) {
         while self.over.is_none() {
             if self.stopping && self.is_between_steps() {
+                return self.finish(out);
+            }
+            if self.take_given(out) {
+                continue;
+            }
+            if self.given_are_done() {
                 return self.finish(out);
             }
             if self.policy.is_none() {

@@ -161,7 +161,7 @@ impl Scheduler {
 
     /// Which role the run stands still for, and why that one can't work.
     pub(super) fn missing(&self) -> Option<String> {
-        let needs_learner = self.policy.is_none() || self.learning.is_some();
+        let needs_learner = !self.has_given() && (self.policy.is_none() || self.learning.is_some());
         match &self.learner {
             None if needs_learner => return Some("waiting for a learner to dial in".into()),
             Some(learner) if needs_learner && learner.held.is_none() => {

@@ -28,6 +28,7 @@ fn plan() -> Plan {
         start_timeout: Duration::from_secs(60),
         progress_timeout: Duration::from_secs(30),
         launched_workers: 0,
+        given: Vec::new(),
         probe_tolerance: 0.1,
     }
 }

@@ -220,6 +220,9 @@ pub struct Plan {
     pub progress_timeout: Duration,
     /// Workers that the run starts itself; 0: others may be started by hand at any time.
     pub launched_workers: usize,
+    /// Policies to evaluate in turn instead of training, the step of each its place here (`steps`
+    /// is the last one's, and an evaluation is due after each); empty: a learner makes them.
+    pub given: Vec<Version>,
     /// Largest difference between a worker's and the learner's log-probs of the probe, where
     /// their arithmetic differs (on a CPU with the same arithmetic it is 0).
     pub probe_tolerance: f32,
@@ -403,9 +406,9 @@ pub struct EvalDone {
 /// What the shell is to do.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Note the version that the run starts from.
+    /// Note a version that no step made: the one that the run starts from, or one that is given.
     RecordStart {
-        /// Version 0.
+        /// Version 0, or a given one.
         version: Version,
         /// The base model's digest.
         model_digest: String,

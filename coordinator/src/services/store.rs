@@ -59,7 +59,8 @@ impl AdapterStore {
         self.held().pinned = Some(version);
     }
 
-    fn keep(&self, version: Version, bytes: Arc<[u8]>) {
+    /// Keeps an adapter at hand, in place of the oldest that isn't the policy's.
+    pub fn put(&self, version: Version, bytes: Arc<[u8]>) {
         let mut held = self.held();
         let Held { pinned, adapters } = &mut *held;
         adapters.retain(|(other, _)| other.digest != version.digest);
@@ -125,7 +126,7 @@ impl adapters_server::Adapters for Adapters {
             Publication::Complete { version, bytes } => {
                 let held = bytes.len() as u64;
                 if let Some(name) = Version::from_wire(&version) {
-                    self.store.keep(name, bytes.into());
+                    self.store.put(name, bytes.into());
                 }
                 (version, held)
             }
@@ -148,7 +149,7 @@ mod tests {
             step,
             digest: [step as u8; 32],
         };
-        let publish = |step: u64| store.keep(version(step), vec![step as u8].into());
+        let publish = |step: u64| store.put(version(step), vec![step as u8].into());
         let held = |steps: std::ops::Range<u64>| -> Vec<u64> {
             steps
                 .filter(|step| store.get(&version(*step).digest).is_some())

@@ -28,7 +28,8 @@ impl Journal {
         for write in writes {
             match write {
                 Write::Start(version, model) => {
-                    assert!(journal.versions.is_empty());
+                    assert_eq!(version.step, journal.versions.len() as u64);
+                    assert!(version.step == 0 || !plan.given.is_empty());
                     journal.versions.push(version);
                     journal.model = Some(model);
                 }

@@ -74,7 +74,8 @@ impl Simulation {
         let workers = (0..world.workers)
             .map(|index| SimWorker {
                 kind: match index {
-                    0 => Kind::Honest,
+                    // Without a learner the first worker is whom the others must agree with.
+                    _ if index == 0 || !world.plan.given.is_empty() => Kind::Honest,
                     _ if rng.random_bool(0.05) => Kind::OtherModel,
                     _ if rng.random_bool(0.05) => Kind::OtherArithmetic,
                     _ => Kind::Honest,
@@ -118,7 +119,9 @@ impl Simulation {
             let delay = sim.rng.random_range(0..3000);
             sim.later(delay, Happening::WorkerDials(index));
         }
-        sim.later(100, Happening::LearnerDials);
+        if sim.world.plan.given.is_empty() {
+            sim.later(100, Happening::LearnerDials);
+        }
         sim.later(100, Happening::Tick);
         sim
     }
@@ -189,7 +192,7 @@ impl Simulation {
         self.scheduler.handle(now, event, &mut commands);
         let plan = &self.world.plan;
         let samples = plan.groups_per_step * plan.samples_per_group;
-        let bound = 2 * samples.max(plan.eval_problems) as usize;
+        let bound = 2 * samples.max(plan.eval_problems * plan.eval_samples) as usize;
         assert!(
             self.scheduler.held() <= bound,
             "holds {} samples",
@@ -453,6 +456,16 @@ fn any_order_of_faults_ends_in_the_versions_of_a_run_without_faults() {
             assert_eq!(versions.len() as u64, sim.world.plan.steps + 1);
             if !sim.world.nondeterministic {
                 assert_eq!(*versions, expected(&sim.world.plan));
+            }
+            if !sim.world.plan.given.is_empty() {
+                assert!(
+                    sim.journal
+                        .evals
+                        .iter()
+                        .copied()
+                        .eq(0..=sim.world.plan.steps)
+                );
+                assert!(sim.learner.session.is_none());
             }
             if sim.world.plan.eval_problems > 0 {
                 assert!(sim.journal.evals.contains(&0));

@@ -46,7 +46,22 @@ fn plan(rng: &mut ChaCha8Rng) -> Plan {
         start_timeout: Duration::from_secs(600),
         progress_timeout: Duration::from_secs(30),
         launched_workers: 0,
+        given: Vec::new(),
         probe_tolerance: 0.1,
+    }
+}
+
+/// The same, but for policies that are given and no learner.
+fn evaluation(plan: Plan) -> Plan {
+    let version = |step: u64| Version {
+        step,
+        digest: [step as u8 + 40; 32],
+    };
+    Plan {
+        eval_problems: plan.eval_problems + 1,
+        eval_every: 1,
+        given: (0..=plan.steps).map(version).collect(),
+        ..plan
     }
 }
 
@@ -60,7 +75,11 @@ impl World {
             } else {
                 rng.random_range(1..12)
             },
-            plan: plan(rng),
+            plan: if seed % 8 == 5 {
+                evaluation(plan(rng))
+            } else {
+                plan(rng)
+            },
             breaks: if calm {
                 0.0
             } else {
@@ -116,6 +135,9 @@ pub(super) fn first_version() -> Version {
 
 /// The versions of a run without any fault.
 pub(super) fn expected(plan: &Plan) -> Vec<Version> {
+    if !plan.given.is_empty() {
+        return plan.given.clone();
+    }
     let mut versions = vec![first_version()];
     for step in 1..=plan.steps {
         let version = versions[step as usize - 1];
