@@ -129,7 +129,8 @@ impl Reader {
     /// # Errors
     /// The database can't be read.
     pub fn answers(&self, step: u64) -> Result<Vec<Answer>, JournalError> {
-        let select = "SELECT group_id, sample_index, correct, length(tokens) / 4, finish_reason, judged
+        let select =
+            "SELECT group_id, sample_index, correct, length(tokens) / 4, finish_reason, judged
                       FROM completions
                       WHERE group_id BETWEEN ?1 AND ?2 ORDER BY group_id, sample_index";
         self.0.rows(select, groups(step), |row| {
