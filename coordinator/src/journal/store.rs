@@ -7,9 +7,7 @@ use std::{
 };
 
 use prost::Message as _;
-use rusqlite::{
-    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params,
-};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
 use serde_json::{Map, Value};
 use tina_proto::v1;
 
