@@ -138,14 +138,14 @@ fn number(value: &Value) -> Option<f64> {
         .or_else(|| value.as_integer().map(|whole| whole as f64))
 }
 
-/// The form alone: the paper's format reward and its relatives.
+/// The form alone: the paper's format reward and its relatives, also where evaluation counts by it
+/// (a run without an accuracy reward).
 fn role(kind: &str, counts: bool) -> Role {
-    if counts {
-        Role::Accuracy
-    } else if kind.contains("format") || ["tag_count", "regex"].contains(&kind) {
-        Role::Format
-    } else {
-        Role::Other
+    match kind {
+        "format" | "tag_count" => Role::Format,
+        _ if counts => Role::Accuracy,
+        "regex" => Role::Format,
+        _ => Role::Other,
     }
 }
 
@@ -186,6 +186,8 @@ mod tests {
                 ("cosine", 1.0, Role::Other)
             ]
         );
+        let only = Facts::parse("[[reward]]\nkind = \"format\"\n").unwrap();
+        assert_eq!(only.rewards[0].role, Role::Format);
         assert_eq!(Facts::parse("").unwrap(), Facts::default());
         assert!(Facts::parse("[run").is_err());
     }
