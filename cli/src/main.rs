@@ -21,7 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, learner, logprobs, rollout_worker, runs, sample, status, up,
+    check, control, coordinator, data, eval, learner, logprobs, rollout_worker, runs, sample, status,
+    up,
 };
 
 /// Why a command failed; printed with its causes.
@@ -44,7 +45,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Args),
+    Eval(eval::Args),
     Check(check::Args),
+    Data(data::Args),
     Status(status::Args),
     Control(control::Args),
     Run(runs::Args),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(args) => block_on(run::run(&args.run, true)),
+        Command::Eval(args) => block_on(eval::run(&args)),
         Command::Coordinator(args) => block_on(run::run(&args.run, false)),
         Command::RolloutWorker(args) => {
             logging::to_stderr("info");
@@ -88,6 +92,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Check(args) => check::run(&args),
         Command::Run(args) => runs::run(&args),
+        Command::Data(args) => {
+            logging::to_stderr("warn");
+            data::run(&args)
+        }
         Command::Sample(args) => {
             logging::to_stderr("warn");
             sample::run(&args)

@@ -1,7 +1,12 @@
 //! What a person sees of a run while it goes on: a progress bar on a terminal, and a line per step
 //! and evaluation.
 
-use std::{collections::BTreeSet, io::IsTerminal as _, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::IsTerminal as _,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tina_proto::v1;
@@ -15,6 +20,8 @@ pub(crate) struct Progress {
     last_step: u64,
     evals: BTreeSet<u64>,
     message: String,
+    /// Of an evaluation by itself: what its adapters are called, once that is known.
+    names: Option<Arc<OnceLock<Vec<String>>>>,
 }
 
 impl Progress {
@@ -36,6 +43,23 @@ impl Progress {
             last_step: 0,
             evals: BTreeSet::new(),
             message: String::new(),
+            names: None,
+        }
+    }
+
+    /// Of an evaluation by itself, whose adapters have these names.
+    pub(crate) fn of_evaluation(quiet: bool, names: Arc<OnceLock<Vec<String>>>) -> Self {
+        Self {
+            names: Some(names),
+            ..Self::new(quiet, 1)
+        }
+    }
+
+    fn evaluation(&self, eval: &v1::EvalRecord) -> String {
+        let name = || self.names.as_ref()?.get()?.get(eval.step as usize);
+        match name() {
+            Some(name) => words::evaluation_of(name, "problems", eval),
+            None => words::evaluation(eval),
         }
     }
 
@@ -52,7 +76,7 @@ impl Progress {
         let mut lines: Vec<(u64, String)> = Vec::new();
         for eval in &status.evals {
             if self.evals.insert(eval.step) {
-                lines.push((2 * eval.step + 1, words::evaluation(eval)));
+                lines.push((2 * eval.step + 1, self.evaluation(eval)));
             }
         }
         for record in &status.tail {
@@ -77,8 +101,12 @@ impl Progress {
         self.message.clone_from(&status.message);
         bar.suspend(|| lines.iter().for_each(|(_, line)| println!("{line}")));
 
-        bar.set_length(status.steps);
-        bar.set_position(status.step);
+        let (position, length) = match &self.names {
+            None => (status.step, status.steps),
+            Some(_) => (status.phase_done.into(), status.phase_total.into()),
+        };
+        bar.set_length(length);
+        bar.set_position(position);
         bar.set_message(self.now(status));
     }
 

@@ -53,10 +53,14 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.sets)?;
     let log = logging::to_run_log();
     let progress = Progress::new(args.json, config.run.steps);
+    let length = match (config.run.steps, config.data.epochs) {
+        (0, Some(epochs)) => format!("{epochs} epochs of steps"),
+        (steps, Some(epochs)) => format!("{steps} steps or {epochs} epochs"),
+        (steps, None) => format!("{steps} steps"),
+    };
     progress.say(&format!(
-        "run {}: {} steps, {} prompts x {} completions each, {}",
+        "run {}: {length}, {} prompts x {} completions each, {}",
         config.run.name,
-        config.run.steps,
         config.algorithm.prompts_per_step,
         config.algorithm.completions_per_prompt,
         config.model.source,
@@ -106,7 +110,7 @@ pub(crate) async fn run(args: &RunArgs, launch: bool) -> Result<(), Failure> {
 }
 
 /// Counts requests to stop.
-async fn count_signals(stop: watch::Sender<u32>) {
+pub(crate) async fn count_signals(stop: watch::Sender<u32>) {
     loop {
         tokio::select! {
             () = shutdown::next(SignalKind::interrupt()) => {}
@@ -197,7 +201,7 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
         println!(
             "Stopped after step {} of {}; everything is saved. Go on with:\n  {}",
             summary.steps,
-            config.run.steps,
+            summary.planned_steps,
             resume_command()
         );
     } else {
@@ -218,7 +222,8 @@ fn tell(summary: &RunSummary, config: &RunConfig) {
         }
     }
     if let Some(adapter) = &summary.adapter {
-        let question = if config.data.source.starts_with("arithmetic:") {
+        let source = config.data.source.as_deref().unwrap_or_default();
+        let question = if source.starts_with("arithmetic:") {
             "What is 17 + 5?"
         } else {
             "your question"
@@ -241,7 +246,7 @@ fn program() -> String {
 }
 
 /// The path from where the person is, if it lies below.
-fn shortest(path: &Path) -> PathBuf {
+pub(crate) fn shortest(path: &Path) -> PathBuf {
     let here = std::env::current_dir().and_then(|here| here.canonicalize());
     let relative = here
         .ok()
@@ -251,6 +256,11 @@ fn shortest(path: &Path) -> PathBuf {
 
 /// The same command, going on.
 fn resume_command() -> String {
+    format!("{} --resume", same_command())
+}
+
+/// This command, but for what begins or goes on with a run.
+pub(crate) fn same_command() -> String {
     let given = std::env::args()
         .skip(1)
         .filter(|arg| !["--resume", "--overwrite"].contains(&arg.as_str()));
@@ -262,9 +272,5 @@ fn resume_command() -> String {
             format!("'{}'", arg.replace('\'', "'\\''"))
         }
     });
-    format!(
-        "{} {} --resume",
-        program(),
-        quoted.collect::<Vec<_>>().join(" ")
-    )
+    format!("{} {}", program(), quoted.collect::<Vec<_>>().join(" "))
 }

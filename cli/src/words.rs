@@ -105,11 +105,16 @@ pub(crate) fn log_prob_difference(metrics: &v1::StepMetrics) -> String {
     }
 }
 
-/// One line for an evaluation.
+/// One line for an evaluation of a run.
 pub(crate) fn evaluation(record: &v1::EvalRecord) -> String {
+    let what = format!("accuracy after step {}", record.step);
+    evaluation_of(&what, "held-out problems", record)
+}
+
+/// One line for an evaluation: of what, and on which problems.
+pub(crate) fn evaluation_of(what: &str, problems: &str, record: &v1::EvalRecord) -> String {
     format!(
-        "accuracy after step {}: {} of {} held-out problems{}  length {:.1}  {:.1} s",
-        record.step,
+        "{what}: {} of {} {problems}{}  length {:.1}  {:.1} s",
         percent(accuracy_of(record)),
         record.problems,
         match record.samples {

@@ -69,6 +69,17 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
+    /// The text of a dataset's file cannot be understood.
+    #[error(
+        "`{text}` is not a dataset's file ({message}); write hf:ORG/NAME[@REVISION]:PATH with the \
+         file's path in the repository, e.g. hf:openai/gsm8k:main/train-00000-of-00001.parquet"
+    )]
+    BadDatasetFile {
+        /// What was written.
+        text: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The tokenizer cannot be built, or cannot handle its input.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

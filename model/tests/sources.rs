@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
-use tina_model::{ChatMessage, ModelConfig, ModelError, ModelSource, open, open_text};
+use tina_model::{ChatMessage, DatasetFile, ModelConfig, ModelError, ModelSource, open, open_text};
 
 /// A folder's files by name.
 type Files = BTreeMap<String, Vec<u8>>;
@@ -236,7 +236,8 @@ fn what_is_wrong_with_a_folder_is_said_by_file_and_tensor() {
 }
 
 /// A Hub with `toy/model`, whose branch `main` is `COMMIT` with the whole model and whose tag `v2`
-/// is `OTHER` with the sharded one; `toy/gated`, which wants a token; and nothing else.
+/// is `OTHER` with the sharded one; `toy/gated`, which wants a token; a dataset `toy/model`, whose
+/// file `a/rows.jsonl` names its commit; and nothing else.
 struct Hub {
     endpoint: String,
     requests: Arc<Mutex<Vec<String>>>,
@@ -327,6 +328,7 @@ fn resource(path: &str, token: bool) -> (&'static str, &'static str, Option<Vec<
     }
     if let Some(revision) = path
         .strip_prefix("/api/models/toy/model/revision/")
+        .or_else(|| path.strip_prefix("/api/datasets/toy/model/revision/"))
         .or_else(|| path.strip_prefix("/api/models/toy/gated/revision/"))
     {
         let Some(commit) = commit_of(revision) else {
@@ -334,6 +336,13 @@ fn resource(path: &str, token: bool) -> (&'static str, &'static str, Option<Vec<
         };
         let info = json!({"id": "toy/model", "sha": commit});
         return ("200 OK", commit, Some(info.to_string().into()));
+    }
+    if let Some(rest) = path.strip_prefix("/datasets/toy/model/resolve/") {
+        return match rest.split_once('/') {
+            Some((COMMIT, "a/rows.jsonl")) => ("200 OK", COMMIT, Some(COMMIT.into())),
+            Some((OTHER, "a/rows.jsonl")) => ("200 OK", OTHER, Some(OTHER.into())),
+            _ => not_found,
+        };
     }
     let file = path
         .strip_prefix("/toy/model/resolve/")
@@ -394,6 +403,14 @@ fn opens_what_it_is_told() {
     let Ok(source) = std::env::var("TINA_TEST_SOURCE") else {
         return;
     };
+    if let Some(file) = source.strip_prefix("file ") {
+        let path = file.parse().and_then(|file: DatasetFile| file.fetch());
+        match path {
+            Ok(path) => println!("DIGEST\u{1}{}\u{1}", std::fs::read_to_string(path).unwrap()),
+            Err(error) => println!("ERROR\u{1}{error}\u{1}"),
+        }
+        return;
+    }
     let (source, text_only) = match source.strip_prefix("text ") {
         Some(source) => (source, true),
         None => (source.as_str(), false),
@@ -512,4 +529,52 @@ fn what_the_hub_does_not_give_is_said_with_what_to_do() {
     }
     let digest = fetch("hf:toy/gated", &[("HF_TOKEN", "sesame")]).unwrap();
     assert_eq!(digest, digest_of(&model(false)));
+}
+
+#[test]
+fn a_datasets_file_is_fetched_once_and_beside_a_model_of_the_same_name() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    let fetch =
+        |source: &str, more: &[(&str, &str)]| open_elsewhere(source, &hub, cache.path(), more);
+    let (main, tag) = (
+        "file hf:toy/model:a/rows.jsonl",
+        "file hf:toy/model@v2:a/rows.jsonl",
+    );
+    assert_eq!(fetch(main, &[]).unwrap(), COMMIT);
+    assert!(hub.requests().contains(&format!(
+        "GET /datasets/toy/model/resolve/{COMMIT}/a/rows.jsonl"
+    )));
+    // Once more: only the branch is looked up.
+    assert_eq!(fetch(main, &[]).unwrap(), COMMIT);
+    assert_eq!(
+        hub.requests(),
+        ["GET /api/datasets/toy/model/revision/main"]
+    );
+    assert_eq!(fetch(tag, &[]).unwrap(), OTHER);
+    assert_eq!(
+        fetch("text hf:toy/model", &[]).unwrap(),
+        "2",
+        "the model of this name is another repository"
+    );
+
+    let error = fetch("file hf:toy/model:b.jsonl", &[]).unwrap_err();
+    let expected = "hf:toy/model@main:b.jsonl: the repository has no b.jsonl";
+    assert_eq!(error, expected);
+    let error = fetch("file hf:toy/none:b.jsonl", &[]).unwrap_err();
+    assert!(error.contains("(404)"), "{error}");
+
+    // Told to stay off the network, and with the Hub gone.
+    hub.requests();
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert_eq!(fetch(main, &offline).unwrap(), COMMIT);
+    let error = fetch("file hf:toy/model:c.jsonl", &offline).unwrap_err();
+    assert!(
+        error.contains("HF_HUB_OFFLINE is set and c.jsonl"),
+        "{error}"
+    );
+    assert_eq!(hub.requests(), [""; 0]);
+    hub.stop();
+    assert_eq!(fetch(main, &[]).unwrap(), COMMIT);
+    let error = fetch("file hf:toy/model:c.jsonl", &[]).unwrap_err();
+    assert!(error.contains("the Hub is out of reach"), "{error}");
 }

@@ -3,6 +3,8 @@
 pub(crate) mod check;
 pub(crate) mod control;
 pub(crate) mod coordinator;
+pub(crate) mod data;
+pub(crate) mod eval;
 pub(crate) mod learner;
 pub(crate) mod logprobs;
 pub(crate) mod report;

@@ -6,7 +6,7 @@ use tina_model::{LoraModule, ModelSource};
 use tina_proto::auth::TOKEN_VARIABLE;
 
 use super::{Dtype, RunConfig, schema::Reader};
-use crate::data::{PromptTemplate, arithmetic};
+use crate::data::{Filter, PromptTemplate, Source};
 
 /// Sequences that a worker can decode at a time.
 const MAX_SLOTS: u32 = 4096;
@@ -49,7 +49,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
                 .all(|c| c.is_alphanumeric() || "-_.+=".contains(c)),
         "must be a folder's name: letters, digits, '-', '_', '.', not '.' first",
     );
-    check("run.steps", config.run.steps >= 1, one_or_more);
+    check(
+        "run.steps",
+        config.run.steps >= 1 || config.data.epochs.is_some(),
+        "must be 1 or more, or data.epochs must say how long the run goes",
+    );
     check("run.keep_last", config.run.keep_last >= 1, one_or_more);
     if let Err(error) = config.model.source.parse::<ModelSource>() {
         check("model.source", false, &error.to_string());
@@ -71,22 +75,6 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         !config.lora.target_modules.is_empty(),
         "must not be empty",
     );
-
-    check(
-        "data.source",
-        !config.data.source.is_empty(),
-        "must not be empty",
-    );
-    if let Err(message) = PromptTemplate::parse(&config.data.prompt_template) {
-        check("data.prompt_template", false, &message);
-    }
-    if let Some(task) = config.data.source.strip_prefix("arithmetic:") {
-        let message = format!(
-            "no task {task:?}; built in are {}",
-            arithmetic::TASKS.join(", ")
-        );
-        check("data.source", arithmetic::TASKS.contains(&task), &message);
-    }
 
     check(
         "sampling.temperature",
@@ -189,7 +177,7 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
     check(
         "learner.warmup_steps",
-        learner.warmup_steps <= learner.schedule_steps,
+        learner.schedule_steps.is_none() || learner.warmup_steps <= learner.schedule_steps,
         "must not be more than learner.schedule_steps",
     );
 
@@ -302,6 +290,7 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     );
 
     check_modules(config, reader);
+    check_data(config, reader);
     check_rewards(config, reader);
     check_doors(config, reader);
 }
@@ -317,6 +306,81 @@ fn check_modules(config: &RunConfig, reader: &mut Reader) {
                 format!("{module:?} stands there twice"),
             );
         }
+    }
+}
+
+fn check_data(config: &RunConfig, reader: &mut Reader) {
+    let data = &config.data;
+    let mut complain = |key: &str, message: String| reader.complain_at(key, message);
+    let read = |complain: &mut dyn FnMut(&str, String), key: &str, text: &str| {
+        if let Err(error) = text.parse::<Source>() {
+            complain(key, error.to_string());
+        }
+    };
+    match (&data.source, data.sources.is_empty()) {
+        (None, true) => complain(
+            "data.source",
+            "missing; it takes text, or write a [[data.sources]] for each of several".to_owned(),
+        ),
+        (Some(_), false) => complain(
+            "data.source",
+            "there is data.sources too: write one of them".to_owned(),
+        ),
+        (Some(source), true) => read(&mut complain, "data.source", source),
+        (None, false) => {}
+    }
+    if let Some(source) = &data.held_out_source {
+        read(&mut complain, "data.held_out_source", source);
+    }
+    let mut texts = |scope: &str, template: Option<&String>, filter: &[String]| {
+        if let Some(Err(message)) = template.map(|text| PromptTemplate::parse(text)) {
+            complain(&format!("{scope}.prompt_template"), message);
+        }
+        for text in filter {
+            if let Err(error) = Filter::parse(text) {
+                complain(&format!("{scope}.filter"), error.to_string());
+            }
+        }
+    };
+    texts("data", Some(&data.prompt_template), &data.filter);
+    for (at, source) in data.sources.iter().enumerate() {
+        let filter = source.filter.as_deref().unwrap_or(&[]);
+        texts(
+            &format!("data.sources.{at}"),
+            source.prompt_template.as_ref(),
+            filter,
+        );
+    }
+    let weighted = data.sources.iter().any(|source| source.weight.is_some());
+    for (at, source) in data.sources.iter().enumerate() {
+        let key = |name: &str| format!("data.sources.{at}.{name}");
+        read(&mut complain, &key("source"), &source.source);
+        match source.weight {
+            None if weighted => complain(
+                &key("weight"),
+                "missing: give every source a weight, or none".to_owned(),
+            ),
+            Some(weight) if !(1e-6..=1e6).contains(&weight) => complain(
+                &key("weight"),
+                "must be between 0.000001 and 1000000; to leave a source out, remove it".to_owned(),
+            ),
+            _ => {}
+        }
+    }
+    if data
+        .epochs
+        .is_some_and(|epochs| !(1e-6..=1e6).contains(&epochs))
+    {
+        complain(
+            "data.epochs",
+            "must be above 0, and 1000000 at most".to_owned(),
+        );
+    }
+    if data.max_prompt_tokens > 0 && data.min_prompt_tokens > data.max_prompt_tokens {
+        complain(
+            "data.min_prompt_tokens",
+            "must not be more than data.max_prompt_tokens".to_owned(),
+        );
     }
 }
 

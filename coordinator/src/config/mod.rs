@@ -23,14 +23,15 @@ use std::{
 pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AdapterTransport, AlgorithmSection, ClusterSection, CostSection, DataSection, Dtype,
-    EvalSection, LearnerSection, LoraSection, Loss, ModelSection, RewardKind, RewardSection,
-    RolloutSection, RunSection, SamplingSection, WorkerSection,
+    AdapterTransport, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection, DataSection,
+    Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, RewardKind, RewardSection,
+    RolloutSection, RunSection, SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
 use tina_proto::auth::{TokenError, read_token};
 
+use crate::data::Source;
 use schema::{FromNode as _, Reader, Section as _};
 use tree::{Node, Place, Tree};
 
@@ -184,7 +185,7 @@ impl RunConfig {
         });
         let mut reader = Reader::new(known.collect());
         let config = Self::read_all(text, sets, &mut reader).map(|mut config| {
-            config.resolve(folder);
+            config.resolve(folder, reader.has("run.steps"));
             check::check(&config, &mut reader);
             config
         });
@@ -276,14 +277,40 @@ impl RunConfig {
         Path::new(&self.run.dir).join(&self.run.name)
     }
 
-    /// Fills in what follows from other keys, and makes paths absolute.
-    fn resolve(&mut self, folder: &Path) {
+    /// Turns `data.epochs` into steps, now that the number of problems to train on is known: from
+    /// here on `run.steps` alone says when the run ends. Without `data.epochs` nothing changes.
+    pub fn settle_steps(&mut self, problems: usize) {
+        let Some(epochs) = self.data.epochs.take() else {
+            return;
+        };
+        let per_step = f64::from(self.algorithm.prompts_per_step.max(1));
+        // 0.1 x 170 prompts are 17, whatever floats make of it.
+        let steps = (epochs * problems as f64 / per_step - 1e-9).ceil().max(1.0) as u64;
+        self.run.steps = match self.run.steps {
+            0 => steps,
+            limit => limit.min(steps),
+        };
+        self.fill_schedule();
+    }
+
+    fn fill_schedule(&mut self) {
+        let schedule = *self.learner.schedule_steps.get_or_insert(self.run.steps);
+        self.learner.warmup_steps.get_or_insert(schedule / 10);
+    }
+
+    /// Fills in what follows from other keys, and makes paths absolute. `steps`: whether `run.steps`
+    /// was written.
+    fn resolve(&mut self, folder: &Path, steps: bool) {
         let in_folder = |path: &mut String| {
             *path = folder.join(&*path).display().to_string();
         };
-        if !self.data.source.starts_with("arithmetic:") && !self.data.source.is_empty() {
-            in_folder(&mut self.data.source);
-        }
+        let data = &mut self.data;
+        let sources = data.sources.iter_mut().map(|source| &mut source.source);
+        sources
+            .chain(&mut data.source)
+            .chain(&mut data.held_out_source)
+            .filter(|source| Source::is_local(source))
+            .for_each(in_folder);
         if let Ok(ModelSource::Folder(_) | ModelSource::Gguf(_)) = self.model.source.parse() {
             in_folder(&mut self.model.source);
         }
@@ -296,8 +323,11 @@ impl RunConfig {
         ];
         files.into_iter().flatten().for_each(in_folder);
 
-        let schedule = *self.learner.schedule_steps.get_or_insert(self.run.steps);
-        self.learner.warmup_steps.get_or_insert(schedule / 10);
+        match self.data.epochs {
+            // Known when the problems are.
+            Some(_) => self.run.steps = if steps { self.run.steps } else { 0 },
+            None => self.fill_schedule(),
+        }
         self.eval.problems.get_or_insert(self.data.held_out);
         self.eval.max_tokens.get_or_insert(self.sampling.max_tokens);
         self.eval.top_p.get_or_insert(self.sampling.top_p);

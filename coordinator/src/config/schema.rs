@@ -85,6 +85,11 @@ impl Reader {
         self.places.insert(path.to_owned(), place);
     }
 
+    /// Whether a key was written, by its path.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.places.contains_key(path)
+    }
+
     /// The entries of a section's table; complains about unknown keys.
     fn open<'a>(&mut self, node: &'a Node, path: &str, keys: &[&'static str]) -> &'a [Entry] {
         self.remember(path, node.place);

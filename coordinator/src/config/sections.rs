@@ -14,7 +14,7 @@ section! {
         dir: String = String::from("runs");
         /// Everything random in the run follows from it: adapter, prompts, samples, dropout.
         seed: u64 = 42;
-        /// Optimiser steps to take.
+        /// Optimiser steps to take. Unset beside data.epochs, or 0: as many as these take.
         #[unit = "steps"]
         steps: u64 = 100;
         /// An adapter stays on disk every so many steps; 0: only the newest do.
@@ -69,13 +69,68 @@ section! {
     }
 }
 
+choices! {
+    /// What is done about rows that are no problems.
+    BadRows {
+        /// They are an error.
+        Fail = "fail",
+        /// They are left out, and counted.
+        Skip = "skip",
+    }
+}
+
+choices! {
+    /// Which gold answers count.
+    Answers {
+        /// All.
+        Any = "any",
+        /// Those that are a number and nothing else.
+        Number = "number",
+    }
+}
+
+section! {
+    /// One of several sources of problems. Of the keys that `[data]` has too, what is unset here is as
+    /// there.
+    SourceSection {
+        /// As data.source.
+        source: String;
+        /// Its share of the prompts drawn, relative to the other sources'; unset in all: an epoch
+        /// has every problem of every source once.
+        weight: Option<f64> = None;
+        /// Field of a row that holds the question.
+        question_field: Option<String> = None;
+        /// Field of a row that holds the gold answer.
+        answer_field: Option<String> = None;
+        /// The user's message.
+        prompt_template: Option<String> = None;
+        /// System message.
+        system_prompt: Option<String> = None;
+        /// Rows that don't meet all of these are left out.
+        filter: Option<Vec<String>> = None;
+        /// Which gold answers count.
+        answer: Option<Answers> = None;
+        /// Most problems to train on.
+        #[unit = "problems"]
+        limit: Option<usize> = None;
+    }
+}
+
 section! {
     /// The problems.
     DataSection {
-        /// `arithmetic:TASK` (built in; tasks: add1, add2, addmix, sub2, mul21, add3), or a
-        /// JSON-lines file, relative to the config file.
-        source: String;
-        /// Field of a row that holds the question.
+        /// `arithmetic:TASK` (built in; tasks: add1, add2, addmix, sub2, mul21, add3), a file of JSON
+        /// lines or a `.parquet` file, relative to the config file, or such a file of a dataset on
+        /// the Hugging Face hub, `hf:ORG/NAME[@REV]:PATH`. `{00..09}` in a name stands for a range
+        /// of files.
+        source: Option<String> = None;
+        /// Several sources instead of one, each a `[[data.sources]]` with `source`, and where they
+        /// differ: `weight` (its share of the prompts drawn; unset in all: every problem once an
+        /// epoch), `question_field`, `answer_field`, `prompt_template`, `system_prompt`, `filter`,
+        /// `answer`, `limit`.
+        sources: Vec<SourceSection> = Vec::new();
+        /// Field of a row that holds the question; a field of what is nested is `a.b`, an item of a
+        /// list `a.0`.
         question_field: String = String::from("question");
         /// Field of a row that holds the gold answer.
         answer_field: String = String::from("answer");
@@ -86,11 +141,34 @@ section! {
         system_prompt: Option<String> = None;
         /// Ask through the model's chat template; false: the prompt is the bare text.
         chat: bool = true;
+        /// Rows that don't meet all of these are left out, and counted: `level <= 2`,
+        /// `subject == "Algebra"`, `source in ["amc", "aime"]`; also `!=`, `<`, `>=`, `>`.
+        filter: Vec<String> = Vec::new();
+        /// Problems whose gold answer is of another kind are left out, and counted: `any`; `number`:
+        /// a number and nothing else.
+        answer: Answers = Answers::Any;
+        /// What is done about rows that are no problems; `fail`: they are an error, with the first
+        /// five by file and line; `skip`: they are left out, and counted.
+        bad_rows: BadRows = BadRows::Fail;
+        /// Most problems of each source to train on, drawn by `run.seed` (the first, where
+        /// `shuffle` is false); 0: all.
+        #[unit = "problems"]
+        limit: usize = 0;
         /// Problems kept from training, for evaluation; drawn by `run.seed`.
         #[unit = "problems"]
         held_out: usize = 100;
+        /// Source of the held-out problems, instead of the sources to train on; what it asks is left
+        /// out of training. `filter` and `limit` are not for it.
+        held_out_source: Option<String> = None;
         /// A new order of the problems every epoch; false: as in the file.
         shuffle: bool = true;
+        /// The run ends when so many times as many prompts were drawn as there are problems to train
+        /// on, or after run.steps if that comes first; unset: run.steps alone.
+        #[unit = "epochs"]
+        epochs: Option<f64> = None;
+        /// Prompts shorter than this are left out, and counted.
+        #[unit = "tokens"]
+        min_prompt_tokens: u32 = 0;
         /// Prompts longer than this are left out, and counted; 0: no limit.
         #[unit = "tokens"]
         max_prompt_tokens: u32 = 512;

@@ -33,7 +33,10 @@ fn defaults_and_what_follows_from_them() {
     assert_eq!(config.learner.warmup_steps, Some(3));
     assert_eq!(config.eval.problems, Some(100));
     assert_eq!(config.eval.reward.as_deref(), Some("numeric"));
-    assert_eq!(config.data.source, "/configs/problems.jsonl");
+    assert_eq!(
+        config.data.source.as_deref(),
+        Some("/configs/problems.jsonl")
+    );
     assert_eq!(config.model.source, "hf:org/name");
     assert_eq!(config.rollout.workers[0].slots, Some(64));
 }
@@ -128,10 +131,9 @@ fn what_is_missing_is_told() {
             .iter()
             .any(|error| error.contains(&format!("{key}: missing")))
     };
-    assert!(
-        missing("run.name") && missing("model.source") && missing("data.source"),
-        "{errors:?}"
-    );
+    assert!(missing("run.name") && missing("model.source"), "{errors:?}");
+    let errors = parse(&SMALL.replace("source = \"problems.jsonl\"", ""), &[]);
+    assert!(errors.expect_err("missing")[0].contains("data.source: missing"));
     let errors = parse(&SMALL.replace("[[reward]]\nkind = \"numeric\"", ""), &[]);
     assert!(errors.expect_err("missing")[0].contains("reward: missing"));
 }
@@ -217,6 +219,14 @@ fn single_values_out_of_range_are_refused() {
         "lora.target_modules=['q_proj','q_proj']",
         "data.source=arithmetic:addmax",
         "data.prompt_template={question",
+        "data.source=s3:bucket/x.jsonl",
+        "data.source=x.csv",
+        "data.held_out_source=hf:a/b",
+        "data.filter=['level = 2']",
+        "data.bad_rows=ignore",
+        "data.answer=numbers",
+        "data.epochs=0",
+        "data.min_prompt_tokens=513",
         "sampling.top_p=0",
         "sampling.max_tokens=0",
         "sampling.stop=['']",
@@ -258,4 +268,58 @@ fn a_bad_value_in_a_list_is_told_by_its_place() {
     let errors = parse(&text, &[]).expect_err("unknown");
     let expected = "c.toml:16:31: rollout.workers.1.devise: unknown key; did you mean `device`?";
     assert_eq!(errors, [expected]);
+}
+
+#[test]
+fn several_sources_stand_beside_each_other_and_not_beside_one() {
+    let several = SMALL.replace(
+        "source = \"problems.jsonl\"",
+        "held_out_source = \"test/x.parquet\"\n[[data.sources]]\nsource = \"a.jsonl\"\n\
+         [[data.sources]]\nsource = \"hf:a/b:c.parquet\"\nfilter = [\"level <= 2\"]",
+    );
+    let config = parse(&several, &[]).expect("valid");
+    assert_eq!(config.data.source, None);
+    assert_eq!(config.data.sources[0].source, "/configs/a.jsonl");
+    assert_eq!(config.data.sources[1].source, "hf:a/b:c.parquet");
+    let held_out = config.data.held_out_source.as_deref();
+    assert_eq!(held_out, Some("/configs/test/x.parquet"));
+    assert_eq!(parse(&config.to_toml(), &[]).expect("valid"), config);
+
+    for (sets, word) in [
+        (vec!["data.source=x.jsonl"], "c.toml"),
+        (
+            vec!["data.sources.0.weight=1"],
+            "data.sources.1.weight: missing",
+        ),
+        (
+            vec!["data.sources.0.weight=0", "data.sources.1.weight=1"],
+            "to leave a source out",
+        ),
+        (
+            vec!["data.sources.1.filter=['level']"],
+            "data.sources.1.filter",
+        ),
+        (
+            vec!["data.sources.0.prompt_template=x"],
+            "data.sources.0.prompt_template",
+        ),
+        (vec!["data.sources.0.source=arithmetic:x"], "addmix"),
+        (vec!["data.sources=[]"], "data.source: missing"),
+    ] {
+        let errors = parse(&several, &sets).expect_err(word);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(word) || word == "c.toml", "{errors:?}");
+    }
+}
+
+#[test]
+fn epochs_stand_for_steps() {
+    let epochs = SMALL
+        .replace("steps = 30\n", "")
+        .replace("[data]", "[data]\nepochs = 2");
+    let config = parse(&epochs, &[]).expect("valid");
+    assert_eq!((config.run.steps, config.learner.schedule_steps), (0, None));
+    let config = parse(&epochs, &["run.steps=5", "learner.warmup_steps=3"]).expect("valid");
+    assert_eq!((config.run.steps, config.data.epochs), (5, Some(2.0)));
+    assert!(parse(SMALL, &["run.steps=0"]).is_err());
 }

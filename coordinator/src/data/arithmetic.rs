@@ -51,6 +51,7 @@ fn problem(expression: &str, answer: i64) -> Problem {
         prompt: question.clone(),
         question,
         answer: answer.to_string(),
+        extra: serde_json::Map::new(),
     }
 }
 

@@ -39,11 +39,19 @@ impl<'a> PromptRenderer<'a> {
         })
     }
 
-    /// The prompt of a problem.
+    /// The prompt of a problem, asked with the config's system message.
     ///
     /// # Errors
     /// The template or the tokenizer refuses it.
     pub fn render(&self, problem: &Problem) -> Result<Prompt, DataError> {
+        self.render_as(problem, self.system.as_deref())
+    }
+
+    /// [`PromptRenderer::render`] with another system message, or none.
+    ///
+    /// # Errors
+    /// The template or the tokenizer refuses it.
+    pub fn render_as(&self, problem: &Problem, system: Option<&str>) -> Result<Prompt, DataError> {
         let failed = |source| DataError::Render {
             id: problem.id.clone(),
             source,
@@ -55,7 +63,7 @@ impl<'a> PromptRenderer<'a> {
                     content: content.to_owned(),
                 };
                 let mut messages = Vec::with_capacity(2);
-                messages.extend(self.system.as_ref().map(|text| message("system", text)));
+                messages.extend(system.map(|text| message("system", text)));
                 messages.push(message("user", &problem.prompt));
                 let text = template.render(&messages, true).map_err(failed)?;
                 let tokens = self.tokenizer.encode(&text).map_err(failed)?;

@@ -57,6 +57,14 @@ impl PromptTemplate {
         Ok(Self { parts })
     }
 
+    /// The names of the fields in it.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Field(name) => Some(name.as_str()),
+        })
+    }
+
     /// Fills the template in; `field` gives a field's text.
     ///
     /// # Errors

@@ -52,7 +52,10 @@ pub(super) fn find(
             (weights, bytes)
         };
         let digest = adapter_digest(&bytes);
-        match found.iter_mut().find(|other| other.given.version.digest == digest) {
+        match found
+            .iter_mut()
+            .find(|other| other.given.version.digest == digest)
+        {
             Some(other) if other.name == *name => {}
             Some(other) => other.name += &format!(" = {name}"),
             None => {

@@ -9,7 +9,6 @@
 
 mod adapters;
 mod report;
-mod rows;
 mod suites;
 mod table;
 
@@ -285,7 +284,10 @@ fn load(options: &EvaluationOptions) -> Result<Loaded, EvaluationError> {
     let mut places = Vec::new();
     for wanted in &options.suites {
         let place = suites::find(wanted, options.suite_dir.as_deref(), options.download)?;
-        if places.iter().any(|other: &suites::Place| other.name == place.name) {
+        if places
+            .iter()
+            .any(|other: &suites::Place| other.name == place.name)
+        {
             return Err(EvaluationError::Suite {
                 name: place.name,
                 message: "it is asked for twice".to_owned(),

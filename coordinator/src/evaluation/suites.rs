@@ -6,13 +6,13 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    EvaluationError,
-    rows::{Row, Source, field, text},
-};
+use super::EvaluationError;
 use crate::{
     config::RunConfig,
-    data::{Problem, PromptTemplate},
+    data::{
+        Problem, PromptTemplate, Source,
+        rows::{Row, field, text},
+    },
 };
 
 /// The suite of the problems that the run itself keeps from training.
@@ -237,6 +237,7 @@ fn problem(
         question,
         answer,
         prompt,
+        ..Problem::default()
     })
 }
 
@@ -307,7 +308,11 @@ mod tests {
         RunConfig::parse(&text, "t.toml", Path::new("."), &[]).unwrap()
     }
 
-    fn read_text(text: &str, config: &RunConfig, style: PromptStyle) -> Result<Vec<Problem>, String> {
+    fn read_text(
+        text: &str,
+        config: &RunConfig,
+        style: PromptStyle,
+    ) -> Result<Vec<Problem>, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("own.jsonl"), text).unwrap();
         let place = find("own", Some(folder.path()), false).unwrap();
@@ -326,7 +331,9 @@ mod tests {
         assert_eq!(golds, ["2", "1,008", "$\\frac{1}{2}$", "so $\\boxed{1.6}$"]);
         assert_eq!((&*problems[0].id, &*problems[1].id), ("1", "g"));
         let prompt = &problems[0].prompt;
-        assert!(prompt.starts_with("Solve the following math problem efficiently and clearly.  The"));
+        assert!(
+            prompt.starts_with("Solve the following math problem efficiently and clearly.  The")
+        );
         assert!(prompt.contains("$\\boxed{ANSWER}$") && prompt.ends_with("answering.\n\n1 + 1?"));
 
         let own = config("prompt_template = \"Say: {question}\"\nquestion_field = \"q\"");
@@ -335,7 +342,10 @@ mod tests {
         assert_eq!(problems[0].prompt, "Say: 2?");
 
         let error = read_text("{\"x\": 1}\n", &own, PromptStyle::Paper).unwrap_err();
-        assert!(error.contains("own.jsonl:1") && error.contains("data.question_field"), "{error}");
+        assert!(
+            error.contains("own.jsonl:1") && error.contains("data.question_field"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -352,7 +362,11 @@ mod tests {
         let again = read_text(&text, &config(""), PromptStyle::Paper).unwrap();
         assert_eq!(problems, again);
         for problem in &problems {
-            assert!(problem.prompt.starts_with("Answer the following multiple choice question."));
+            assert!(
+                problem
+                    .prompt
+                    .starts_with("Answer the following multiple choice question.")
+            );
             let right = format!("\n{}) yes", problem.answer);
             assert!(problem.prompt.contains(&right), "{}", problem.prompt);
             assert!(problem.prompt.find("\na") < problem.prompt.find("\nc"));
@@ -365,7 +379,10 @@ mod tests {
     #[test]
     fn nothing_is_downloaded_unasked() {
         let error = find("aime24", None, false).unwrap_err().to_string();
-        assert!(error.contains("--download") && error.contains("--suite-dir"), "{error}");
+        assert!(
+            error.contains("--download") && error.contains("--suite-dir"),
+            "{error}"
+        );
         let found = find("aime24", None, true).unwrap().source.unwrap();
         assert!(found.starts_with("hf:HuggingFaceH4/aime_2024"));
         let error = find("aime42", None, true).unwrap_err().to_string();

@@ -49,7 +49,10 @@ pub(super) fn markdown(report: &EvaluationReport) -> String {
 fn results(report: &EvaluationReport) -> String {
     let largest = |report: &EvaluationReport| {
         let suites = report.adapters.iter().flat_map(|adapter| &adapter.suites);
-        suites.flat_map(|suite| &suite.pass_at_k).map(|pass| pass.k).max()
+        suites
+            .flat_map(|suite| &suite.pass_at_k)
+            .map(|pass| pass.k)
+            .max()
     };
     let powers: Vec<u32> = crate::statistics::powers(largest(report).unwrap_or(1))
         .filter(|k| *k > 1)
@@ -57,7 +60,14 @@ fn results(report: &EvaluationReport) -> String {
     let names: Vec<String> = powers.iter().map(|k| format!("pass@{k}")).collect();
     let mut header = vec!["adapter", "suite", "problems", "pass@1"];
     header.extend(names.iter().map(String::as_str));
-    header.extend(["length", "truncated", "not judged", "tokens", "time", "cost"]);
+    header.extend([
+        "length",
+        "truncated",
+        "not judged",
+        "tokens",
+        "time",
+        "cost",
+    ]);
     let mut rows = Vec::new();
     for adapter in &report.adapters {
         for suite in &adapter.suites {
@@ -120,7 +130,12 @@ fn signed(difference: &Interval) -> String {
 
 fn clock(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
-    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    format!(
+        "{}:{:02}:{:02}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 impl EvaluationReport {

@@ -208,7 +208,8 @@ fn a_journal_of_other_problems_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.db");
     open(&path, &config(&[])).unwrap().0.close();
-    let error = Journal::open(&path, &fingerprint(&config(&[])), "others", "run-1", |_| {}).unwrap_err();
+    let error =
+        Journal::open(&path, &fingerprint(&config(&[])), "others", "run-1", |_| {}).unwrap_err();
     assert!(matches!(error, JournalError::Problems { .. }), "{error}");
     open(&path, &config(&[])).unwrap();
 }

@@ -81,6 +81,8 @@ pub struct RunSummary {
     pub accuracy_after: Option<Estimate>,
     /// Steps done.
     pub steps: u64,
+    /// Steps that the run has in all.
+    pub planned_steps: u64,
     /// Time that the run went, all its starts together.
     pub seconds: f64,
     /// Tokens sampled.
@@ -197,7 +199,7 @@ pub async fn run(
     mut shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
     let started = std::time::Instant::now();
-    let config = Arc::new(options.config);
+    let mut config = options.config;
     let folder = Folder::claim(&config, options.resume, options.overwrite)?;
     // Known now rather than after a long load; but a port on which nobody answers yet would have
     // those who dial wait, so it is let go again.
@@ -209,6 +211,11 @@ pub async fn run(
     let loading = config.clone();
     let (text, data) = aside(&mut shutdown, move || load(&loading)).await?;
     let _ = events.send(RunEvent::Note(data.summary()));
+    for row in data.report().first_bad() {
+        let _ = events.send(RunEvent::Note(format!("skipped: {row}")));
+    }
+    config.settle_steps(data.train_len());
+    let config = Arc::new(config);
     let fingerprint = journal::fingerprint(&config);
     let work = Work {
         config,
@@ -302,7 +309,9 @@ pub(crate) async fn drive(
     } else {
         data.held_out(1).first().cloned()
     };
-    let probe = first.map(|prompt| prompt.tokens.clone()).unwrap_or_default();
+    let probe = first
+        .map(|prompt| prompt.tokens.clone())
+        .unwrap_or_default();
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -597,5 +606,9 @@ fn roles(
             role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
         });
     let learner = role("learner".into(), "learner", &config.learner.device, &[]);
-    trains.then_some(learner).into_iter().chain(workers).collect()
+    trains
+        .then_some(learner)
+        .into_iter()
+        .chain(workers)
+        .collect()
 }

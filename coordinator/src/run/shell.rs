@@ -418,6 +418,7 @@ impl Shell {
             accuracy_before: accuracy(0),
             accuracy_after: if steps > 0 { accuracy(steps) } else { None },
             steps,
+            planned_steps: self.parts.config.run.steps,
             seconds: counters.elapsed.as_secs_f64(),
             tokens: counters.tokens_sampled,
             cost_usd,

@@ -10,8 +10,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
+use hf_hub::repository::{RepoTypeDataset, RepoTypeModel};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, HFResult};
 use tracing::{info, warn};
 
 use crate::error::{ModelError, Result};
@@ -20,14 +20,23 @@ use crate::weights::safetensors::shards;
 /// A fetch that hears nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Gives the folder that holds a repository's files at one commit: configuration and tokenizer, and
-/// with `weights` those, too. What is not in the cache is fetched.
-pub(super) fn fetch(repo: &str, revision: Option<&str>, weights: bool) -> Result<PathBuf> {
+/// What is wanted of a repository.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    /// A model's configuration and tokenizer, and with `weights` those, too: gives their folder.
+    Model { weights: bool },
+    /// One file of a dataset, by its path in the repository: gives the file.
+    DatasetFile { path: String },
+}
+
+/// Gives what is wanted of a repository, all of one commit. What is not in the cache is fetched.
+pub(super) fn fetch(repo: &str, revision: Option<&str>, wanted: Wanted) -> Result<PathBuf> {
     let (heard, hears) = channel();
     let heard = Arc::new(heard);
     let fetch = Fetch {
         repo: repo.to_owned(),
         revision: revision.unwrap_or("main").to_owned(),
+        wanted,
         offline: offline(),
         heard: Arc::clone(&heard),
     };
@@ -36,7 +45,7 @@ pub(super) fn fetch(repo: &str, revision: Option<&str>, weights: bool) -> Result
     let work = std::thread::Builder::new()
         .name("hub".to_owned())
         .spawn(move || {
-            let result = fetch.run(weights);
+            let result = fetch.run();
             let _ = heard.send(Heard::Done(Box::new(result)));
         });
     work.map_err(ModelError::io(Path::new("a thread for the Hub")))?;
@@ -107,6 +116,7 @@ impl ProgressHandler for Ear {
 struct Fetch {
     repo: String,
     revision: String,
+    wanted: Wanted,
     offline: bool,
     heard: Arc<std::sync::mpsc::Sender<Heard>>,
 }
@@ -124,7 +134,11 @@ const INDEX: &str = "model.safetensors.index.json";
 
 impl Fetch {
     fn place(&self) -> String {
-        format!("hf:{}@{}", self.repo, self.revision)
+        let file = match &self.wanted {
+            Wanted::Model { .. } => String::new(),
+            Wanted::DatasetFile { path } => format!(":{path}"),
+        };
+        format!("hf:{}@{}{file}", self.repo, self.revision)
     }
 
     fn failed(&self, message: String) -> ModelError {
@@ -134,37 +148,54 @@ impl Fetch {
         }
     }
 
-    fn run(&self, weights: bool) -> Result<PathBuf> {
+    fn run(&self) -> Result<PathBuf> {
         let client = HFClient::builder()
             .retry_max_attempts(2)
             .build()
             .map_err(|error| self.failed(format!("HF_ENDPOINT or HF_TOKEN: {error}")))?;
         let (owner, name) = hf_hub::split_id(&self.repo);
+        let (endpoint, cache) = (
+            client.endpoint().to_owned(),
+            client.cache_dir().to_path_buf(),
+        );
+        let client =
+            HFClientSync::from_inner(client).map_err(|error| self.failed(error.to_string()))?;
+        let repo = match self.wanted {
+            Wanted::Model { .. } => Repo::Model(client.model(owner, name)),
+            Wanted::DatasetFile { .. } => Repo::Dataset(client.dataset(owner, name)),
+        };
         let at = Hub {
-            endpoint: client.endpoint().to_owned(),
-            cache: client.cache_dir().to_path_buf(),
-            repo: HFClientSync::from_inner(client)
-                .map_err(|error| self.failed(error.to_string()))?
-                .model(owner, name),
+            endpoint,
+            cache,
+            repo,
         };
         let commit = self.commit(&at)?;
+        match &self.wanted {
+            Wanted::Model { weights } => self.model(&at, &commit, *weights),
+            Wanted::DatasetFile { path } => self
+                .file(&at, &commit, path)?
+                .ok_or_else(|| self.lacks(path)),
+        }
+    }
+
+    fn model(&self, at: &Hub, commit: &str, weights: bool) -> Result<PathBuf> {
         let config = self
-            .file(&at, &commit, TEXT_FILES[0])?
+            .file(at, commit, TEXT_FILES[0])?
             .ok_or_else(|| self.lacks(TEXT_FILES[0]))?;
         let folder = config.parent().map(Path::to_path_buf).unwrap_or_default();
         for name in &TEXT_FILES[1..] {
-            if self.file(&at, &commit, name)?.is_none() && *name == "tokenizer.json" {
+            if self.file(at, commit, name)?.is_none() && *name == "tokenizer.json" {
                 return Err(self.lacks(name));
             }
         }
-        if weights && self.file(&at, &commit, SINGLE)?.is_none() {
-            let index = self.file(&at, &commit, INDEX)?.ok_or_else(|| {
+        if weights && self.file(at, commit, SINGLE)?.is_none() {
+            let index = self.file(at, commit, INDEX)?.ok_or_else(|| {
                 self.failed(format!(
                     "it has neither {SINGLE} nor {INDEX}; only models saved as safetensors are read"
                 ))
             })?;
             for shard in shards(&index)?.keys() {
-                self.file(&at, &commit, shard)?
+                self.file(at, commit, shard)?
                     .ok_or_else(|| self.lacks(shard))?;
             }
         }
@@ -177,7 +208,7 @@ impl Fetch {
         if is_commit(&self.revision) {
             return Ok(self.revision.clone());
         }
-        let folder = format!("models--{}", self.repo.replace('/', "--"));
+        let folder = format!("{}s--{}", at.repo.kind(), self.repo.replace('/', "--"));
         let reference = at.cache.join(folder).join("refs").join(&self.revision);
         let cached = || {
             let text = std::fs::read_to_string(&reference).ok()?;
@@ -191,8 +222,8 @@ impl Fetch {
                 ))
             });
         }
-        let error = match at.repo.info().revision(self.revision.clone()).send() {
-            Ok(info) => match info.sha.filter(|sha| is_commit(sha)) {
+        let error = match at.repo.sha(&self.revision) {
+            Ok(sha) => match sha.filter(|sha| is_commit(sha)) {
                 Some(commit) => {
                     // As Hugging Face's tools do, so that the revision is found offline.
                     let kept = reference.parent().map_or(Ok(()), std::fs::create_dir_all);
@@ -217,15 +248,8 @@ impl Fetch {
     /// One file at one commit, or `None` where the commit has no such file.
     fn file(&self, at: &Hub, commit: &str, name: &str) -> Result<Option<PathBuf>> {
         let get = |local: bool| {
-            let request = at
-                .repo
-                .download_file()
-                .filename(name)
-                .revision(commit.to_owned());
-            request
-                .local_files_only(local)
-                .progress(Ear(Arc::clone(&self.heard)))
-                .send()
+            at.repo
+                .get(name, commit, local, Ear(Arc::clone(&self.heard)))
         };
         match get(true) {
             Ok(path) => return Ok(Some(path)),
@@ -257,7 +281,7 @@ impl Fetch {
                  or gated. Check the name, or set HF_TOKEN to a token that may read it"
             }
             HFError::Forbidden { .. } => {
-                "the token may not read it (403): accept the model's terms on its page, or set \
+                "the token may not read it (403): accept the terms on the repository's page, or set \
                  HF_TOKEN to another token"
             }
             HFError::RepoNotFound { .. } | HFError::RevisionNotFound { .. } => {
@@ -281,7 +305,51 @@ impl Fetch {
 struct Hub {
     endpoint: String,
     cache: PathBuf,
-    repo: HFRepositorySync<RepoTypeModel>,
+    repo: Repo,
+}
+
+/// Repositories of models and of datasets differ in type, not in what is asked of them here.
+enum Repo {
+    Model(HFRepositorySync<RepoTypeModel>),
+    Dataset(HFRepositorySync<RepoTypeDataset>),
+}
+
+impl Repo {
+    /// As in the cache's names of folders.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Model(_) => "model",
+            Self::Dataset(_) => "dataset",
+        }
+    }
+
+    /// The commit that a revision stands for, by the Hub.
+    fn sha(&self, revision: &str) -> HFResult<Option<String>> {
+        Ok(match self {
+            Self::Model(repo) => repo.info().revision(revision).send()?.sha,
+            Self::Dataset(repo) => repo.info().revision(revision).send()?.sha,
+        })
+    }
+
+    /// A file's path in the cache; fetched first unless `local`.
+    fn get(&self, name: &str, commit: &str, local: bool, ear: Ear) -> HFResult<PathBuf> {
+        match self {
+            Self::Model(repo) => repo
+                .download_file()
+                .filename(name)
+                .revision(commit)
+                .local_files_only(local)
+                .progress(ear)
+                .send(),
+            Self::Dataset(repo) => repo
+                .download_file()
+                .filename(name)
+                .revision(commit)
+                .local_files_only(local)
+                .progress(ear)
+                .send(),
+        }
+    }
 }
 
 fn is_commit(text: &str) -> bool {
