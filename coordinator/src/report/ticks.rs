@@ -41,7 +41,7 @@ impl Ticks {
         let label = |value: f64| {
             if value == 0.0 {
                 "0".to_owned()
-            } else if most < 1e-3 || most >= 1e7 {
+            } else if !(1e-3..1e7).contains(&most) {
                 format!("{:e}", round_to(value, 3))
             } else {
                 let decimals = (-self.step.log10()).ceil().clamp(0.0, 6.0);
