@@ -26,11 +26,10 @@ use toml::{Table, Value};
 use crate::{
     config::{ModelSection, RewardJudge, RewardSection, RunConfig},
     data::{DataError, DataSet, Prompt, PromptRenderer},
-    journal::JournalError,
+    journal::{JournalError, Reader},
     run::{
         CoordinatorError, JOURNAL_FILE, RunEvent, Work, aside, drive, folder::Folder, lora_config,
     },
-    scheduler::types::RoundId,
 };
 
 pub use self::{
@@ -194,12 +193,22 @@ pub async fn evaluate(
     let digests = named.iter().map(|adapter| adapter.given.version.digest);
     let digests: Vec<[u8; 32]> = digests.collect();
     let config = Arc::new(config);
-    let rounds = || (0..names.len()).map(|place| RoundId::eval(place as u64).step());
-    let done = match begun {
-        true => report::rounds_done(&path.join(JOURNAL_FILE))?,
-        false => Vec::new(),
+    let journal = path.join(JOURNAL_FILE);
+    let done = match Reader::open(&journal)? {
+        Some(reader) => {
+            let differences = reader.differences(&fingerprint, &data.digest())?;
+            if !differences.is_empty() {
+                let folder = path;
+                return Err(EvaluationError::Differs {
+                    folder,
+                    differences,
+                });
+            }
+            reader.evals()?.len()
+        }
+        None => 0,
     };
-    let stopped_early = if rounds().all(|round| done.contains(&round)) && begun {
+    let stopped_early = if done >= names.len() {
         false
     } else {
         let work = Work {
@@ -212,8 +221,9 @@ pub async fn evaluate(
             launch: options.launch,
             exe: options.exe.clone(),
         };
-        let ended = drive(work, folder, started, events, shutdown).await;
-        ended.map_err(|error| differs(error, &path))?.stopped_early
+        drive(work, folder, started, events, shutdown)
+            .await?
+            .stopped_early
     };
     let asked = report::Asked {
         options: &options,
@@ -222,30 +232,13 @@ pub async fn evaluate(
         digests: &digests,
         suites: &suites,
     };
-    let report = report::read(&path.join(JOURNAL_FILE), &asked)?;
+    let report = report::read(&journal, &asked)?;
     report::write(&path, &report)?;
     Ok(Evaluated {
         report,
         folder: path,
         stopped_early,
     })
-}
-
-/// An evaluation's own words for a folder that holds another.
-fn differs(error: CoordinatorError, folder: &Path) -> EvaluationError {
-    match error {
-        CoordinatorError::Journal(JournalError::Config { differences, .. }) => {
-            EvaluationError::Differs {
-                folder: folder.to_owned(),
-                differences,
-            }
-        }
-        CoordinatorError::Journal(JournalError::Problems { .. }) => EvaluationError::Differs {
-            folder: folder.to_owned(),
-            differences: vec!["  the problems, or how the model is asked them".to_owned()],
-        },
-        other => other.into(),
-    }
 }
 
 fn check(options: &EvaluationOptions) -> Result<(), EvaluationError> {

@@ -134,14 +134,6 @@ pub(super) struct Asked<'a> {
 /// Completions of one adapter, by problem.
 type Answers = Vec<Vec<Answer>>;
 
-/// The places of the adapters that are evaluated; none where there is no journal yet.
-pub(super) fn rounds_done(journal: &Path) -> Result<Vec<u64>, JournalError> {
-    let Some(reader) = Reader::open(journal)? else {
-        return Ok(Vec::new());
-    };
-    Ok(reader.evals()?.iter().map(|record| record.step).collect())
-}
-
 /// The report of what is done.
 pub(super) fn read(journal: &Path, asked: &Asked<'_>) -> Result<EvaluationReport, JournalError> {
     let eval = &asked.config.eval;

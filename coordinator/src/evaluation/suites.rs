@@ -373,7 +373,7 @@ mod tests {
             );
             let right = format!("\n{}) yes", problem.answer);
             assert!(problem.prompt.contains(&right), "{}", problem.prompt);
-            assert!(problem.prompt.find("\na") < problem.prompt.find("\nc"));
+            assert!(problem.prompt.find(") a") < problem.prompt.find(") c"));
         }
         for letter in ["A", "B", "C", "D"] {
             assert!(problems.iter().any(|problem| problem.answer == letter));

@@ -1,11 +1,11 @@
 //! A journal read from outside: while its run goes on, after its end, or after it was killed.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use rusqlite::params;
+use rusqlite::{Connection, OpenFlags, params};
 use tina_proto::v1;
 
-use super::{Counters, JournalError, store::Store};
+use super::{Counters, JournalError, fingerprint, store::Store};
 use crate::scheduler::types::{Purpose, RoundId, SampleId};
 
 /// A journal as it was at one moment. Nothing is written, and nobody is kept from writing.
@@ -48,7 +48,28 @@ impl Reader {
         if !path.exists() {
             return Ok(None);
         }
-        Ok(Store::open_to_read(path)?.map(Self))
+        let db = connect(path).map_err(|source| JournalError::Sqlite {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Store::over(path, db)?.map(Self))
+    }
+
+    /// In what the journal was begun otherwise, `key: was A, is B`: `fingerprint` and `problems` as
+    /// for [`Journal::open`](super::Journal::open).
+    ///
+    /// # Errors
+    /// The database can't be read.
+    pub fn differences(
+        &self,
+        fingerprint: &str,
+        problems: &str,
+    ) -> Result<Vec<String>, JournalError> {
+        let mut all = fingerprint::differences(&self.0.config()?, fingerprint);
+        if all.is_empty() && self.0.problems()? != problems {
+            all.push("  the problems, or how the model is asked them".to_owned());
+        }
+        Ok(all)
     }
 
     /// The run's name for itself.
@@ -156,6 +177,45 @@ impl Reader {
             })?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
+}
+
+/// A connection that can only read, and reads the database as it is at this moment.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let open = |uri: String| {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(uri, flags)?;
+        db.busy_timeout(Duration::from_secs(5))?;
+        // One transaction for all that is read: steps and completions of the same moment.
+        db.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema")?;
+        Ok(db)
+    };
+    let uri = read_only_uri(path);
+    open(uri.clone()).or_else(|error| {
+        // In a folder that can't be written to, SQLite has no place for its index of the log.
+        // Without a log it needs none.
+        let log = path.with_extension("db-wal");
+        if std::fs::metadata(log).is_ok_and(|log| log.len() > 0) {
+            Err(error)
+        } else {
+            open(uri + "&immutable=1").map_err(|_| error)
+        }
+    })
+}
+
+/// `path` as SQLite's URI of a database to be read only.
+fn read_only_uri(path: &Path) -> String {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri += &format!("%{other:02X}"),
+        }
+    }
+    uri + "?mode=ro"
 }
 
 /// First and last group that an evaluation can have.

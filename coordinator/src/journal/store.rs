@@ -7,9 +7,7 @@ use std::{
 };
 
 use prost::Message as _;
-use rusqlite::{
-    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, named_params, params,
-};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
 use serde_json::{Map, Value, json};
 use tina_proto::v1;
 
@@ -35,40 +33,10 @@ impl Store {
         Self::connect(path)?.begun()
     }
 
-    /// The journal at `path` as it is at this moment, to be read only; `None` when it was never
-    /// begun. Another process may go on writing to it.
-    pub(super) fn open_to_read(path: &Path) -> Result<Option<Self>> {
-        let open = |uri: String| {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
-                | OpenFlags::SQLITE_OPEN_URI
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let store = Self {
-                path: path.to_owned(),
-                db: Connection::open_with_flags(uri, flags)?,
-            };
-            store.db.busy_timeout(Duration::from_secs(5))?;
-            // One transaction for all that is read: steps and completions of the same moment.
-            store
-                .db
-                .execute_batch("BEGIN; SELECT 1 FROM sqlite_schema")?;
-            Ok(store)
-        };
-        let uri = read_only_uri(path);
-        let store = open(uri.clone()).or_else(|error| {
-            // In a folder that can't be written to, SQLite has no place for its index of the log.
-            // Without a log it needs none.
-            let log = path.with_extension("db-wal");
-            if std::fs::metadata(log).is_ok_and(|log| log.len() > 0) {
-                Err(error)
-            } else {
-                open(uri + "&immutable=1").map_err(|_| error)
-            }
-        });
-        let store = store.map_err(|source| JournalError::Sqlite {
-            path: path.to_owned(),
-            source,
-        })?;
-        store.begun()
+    /// The journal at `path`, over a connection of the caller's.
+    pub(super) fn over(path: &Path, db: Connection) -> Result<Option<Self>> {
+        let path = path.to_owned();
+        Self { path, db }.begun()
     }
 
     /// Itself, if it was begun and has the schema of this program.
@@ -337,20 +305,6 @@ impl Store {
         }))?;
         rows.map(|row| self.wrap(row)).collect()
     }
-}
-
-/// `path` as SQLite's URI of a database to be read only.
-fn read_only_uri(path: &Path) -> String {
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_encoded_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
-                uri.push(char::from(*byte));
-            }
-            other => uri += &format!("%{other:02X}"),
-        }
-    }
-    uri + "?mode=ro"
 }
 
 fn set_meta(db: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {

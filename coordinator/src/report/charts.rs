@@ -83,6 +83,9 @@ pub fn figures(report: &Report) -> Vec<Figure> {
         .collect()
 }
 
+/// A number of a step.
+type Value = fn(&Step) -> f64;
+
 fn chart(title: &str, y_title: &str, layers: Vec<Layer>) -> Chart {
     Chart {
         title: title.to_owned(),
@@ -182,12 +185,12 @@ fn rewards(report: &Report) -> Vec<Chart> {
         (Role::Format, "Format rewards"),
         (Role::Other, "Other rewards"),
     ];
-    for (role, title) in parts {
+    for (first, (role, title)) in (1..).zip(parts) {
         for few in of_role(role).chunks(6) {
             let (mut layers, mut marks) = (Vec::new(), Vec::new());
             for (hue, (at, reward)) in few.iter().enumerate() {
                 let value = |step: &Step| step.rewards.get(*at).copied().unwrap_or(f64::NAN);
-                layers.extend(smoothed(&reward.name, hue + 1, points(report, value)));
+                layers.extend(smoothed(&reward.name, first + hue, points(report, value)));
                 marks.extend(mark(report, &reward.name));
             }
             let mut chart = chart(title, "mean, unweighted", layers);
@@ -221,7 +224,7 @@ fn length(report: &Report) -> Chart {
 }
 
 fn signal(report: &Report) -> Chart {
-    let shares: [(&str, fn(&Step) -> f64); 3] = [
+    let shares: [(&str, Value); 3] = [
         ("groups without signal", |step| step.groups_without_signal),
         ("truncated completions", |step| step.truncated_share),
         ("verdicts not given", |step| step.not_judged_share),
@@ -234,7 +237,7 @@ fn signal(report: &Report) -> Chart {
 }
 
 fn learning(report: &Report) -> Vec<Chart> {
-    let panels: [(&str, &str, bool, fn(&Step) -> f64); 5] = [
+    let panels: [(&str, &str, bool, Value); 5] = [
         ("Loss", "loss", false, |step| step.loss),
         ("KL to the base model", "nats a token", true, |step| step.kl),
         ("Entropy", "nats a token", true, |step| step.entropy),
@@ -284,7 +287,7 @@ fn time(report: &Report) -> Chart {
 
 /// Lines, not bars: the waits lie within the step's parts and within each other.
 fn waits(report: &Report) -> Chart {
-    let waits: [(&str, fn(&Step) -> f64); 3] = [
+    let waits: [(&str, Value); 3] = [
         ("learner without a batch", |step| step.seconds_learner_wait),
         ("rollout slots held back", |step| step.seconds_rollout_wait),
         ("coordinator's own work", |step| step.seconds_coordinator),
@@ -306,7 +309,7 @@ fn waits(report: &Report) -> Chart {
 }
 
 fn throughput(report: &Report) -> Chart {
-    let rates: [(&str, fn(&Step) -> f64); 2] = [
+    let rates: [(&str, Value); 2] = [
         ("sampled, while sampling", |step| step.sampled_per_second),
         ("trained, while learning", |step| step.trained_per_second),
     ];

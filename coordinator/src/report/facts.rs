@@ -45,10 +45,11 @@ pub struct Facts {
 }
 
 /// Keys that a report tells, where the config has them.
-const TOLD: [&str; 22] = [
+const TOLD: [&str; 23] = [
     "model.source",
     "model.dtype",
     "data.source",
+    "data.sources",
     "data.held_out",
     "run.seed",
     "lora.rank",
@@ -99,11 +100,7 @@ impl Facts {
             .collect();
         let settings = TOLD.iter().filter_map(|name| {
             let value = key(&root, name)?;
-            let value = match value {
-                Value::String(text) => without_folders(text),
-                other => other.to_string(),
-            };
-            Some(((*name).to_owned(), value))
+            Some(((*name).to_owned(), told(value)?))
         });
         Ok(Self {
             name: key(&root, "run.name")
@@ -138,14 +135,27 @@ fn number(value: &Value) -> Option<f64> {
         .or_else(|| value.as_integer().map(|whole| whole as f64))
 }
 
-/// The form alone: the paper's format reward and its relatives.
+/// A value as a line tells it; of several sources each one's own; `None` of nothing.
+fn told(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(without_folders(text)),
+        Value::Array(items) => {
+            let sources = items.iter().filter_map(|item| item.get("source")?.as_str());
+            let sources: Vec<String> = sources.map(without_folders).collect();
+            (!sources.is_empty()).then(|| sources.join(", "))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
+/// The form alone: the paper's format reward and its relatives, also where evaluation counts by it
+/// (a run without an accuracy reward).
 fn role(kind: &str, counts: bool) -> Role {
-    if counts {
-        Role::Accuracy
-    } else if kind.contains("format") || ["tag_count", "regex"].contains(&kind) {
-        Role::Format
-    } else {
-        Role::Other
+    match kind {
+        "format" | "tag_count" => Role::Format,
+        _ if counts => Role::Accuracy,
+        "regex" => Role::Format,
+        _ => Role::Other,
     }
 }
 
@@ -186,6 +196,12 @@ mod tests {
                 ("cosine", 1.0, Role::Other)
             ]
         );
+        let text = "[data]\nsources = [{ source = \"/x/a.jsonl\" }, { source = \"hf:o/n\" }]\n";
+        let several = Facts::parse(text).unwrap();
+        assert_eq!(several.setting("data.sources"), Some("a.jsonl, hf:o/n"));
+        assert_eq!(Facts::parse("[data]\nsources = []\n").unwrap().settings, []);
+        let only = Facts::parse("[[reward]]\nkind = \"format\"\n").unwrap();
+        assert_eq!(only.rewards[0].role, Role::Format);
         assert_eq!(Facts::parse("").unwrap(), Facts::default());
         assert!(Facts::parse("[run").is_err());
     }

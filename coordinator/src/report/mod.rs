@@ -2,9 +2,9 @@
 //! the run is touched; it may go on, have ended, or have been killed.
 //!
 //! - [`write()`]: from a run's folder to the page's.
-//! - `read`: the folder's data; `facts`: its config. [`numbers`]: what there is to say, as plain
+//! - [`read`]: the folder's data; [`facts`]: its config. [`numbers`]: what there is to say, as plain
 //!   numbers; [`turn`]: where a curve turned; [`problems`]: single problems.
-//! - `charts`: the figures, with [`plot`]. `page`: the words.
+//! - [`charts`]: the figures, with [`plot`] and `ticks`. `page`: the text, with `summary` and `words`.
 
 pub mod charts;
 pub mod facts;
@@ -13,7 +13,10 @@ mod page;
 pub mod plot;
 pub mod problems;
 pub mod read;
+mod summary;
+mod ticks;
 pub mod turn;
+mod words;
 
 use std::{
     fs, io,
@@ -116,7 +119,7 @@ pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> 
     fs::write(&path, text).map_err(fail(&path))?;
     Ok(Written {
         page: path,
-        summary: page::summary(&report),
+        summary: summary::summary(&report),
         report,
     })
 }

@@ -471,9 +471,14 @@ fn transition(turns: &[CurveTurn]) -> Transition {
     }
 }
 
+/// The sum, 0 of nothing (std's is -0).
+fn sum_of(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
+}
+
 fn totals(data: &RunData) -> Totals {
     let counters = &data.counters;
-    let sum = |of: fn(&v1::StepRecord) -> f64| data.steps.iter().map(of).sum::<f64>();
+    let sum = |of: fn(&v1::StepRecord) -> f64| sum_of(data.steps.iter().map(of));
     let seconds = counters.elapsed.as_secs_f64();
     let trained = sum(|step| {
         step.learner
@@ -495,7 +500,7 @@ fn totals(data: &RunData) -> Totals {
 }
 
 fn time(data: &RunData) -> Vec<TimePart> {
-    let sum = |of: fn(&v1::StepRecord) -> f64| data.steps.iter().map(of).sum::<f64>();
+    let sum = |of: fn(&v1::StepRecord) -> f64| sum_of(data.steps.iter().map(of));
     let mut parts = vec![
         ("sampling", sum(|step| step.seconds_sample)),
         ("scoring", sum(|step| step.seconds_score)),
@@ -503,7 +508,7 @@ fn time(data: &RunData) -> Vec<TimePart> {
         ("sync", sum(|step| step.seconds_sync)),
         (
             "evaluation",
-            data.evals.iter().map(|eval| eval.record.seconds).sum(),
+            sum_of(data.evals.iter().map(|eval| eval.record.seconds)),
         ),
     ];
     let told: f64 = parts.iter().map(|(_, seconds)| seconds).sum();

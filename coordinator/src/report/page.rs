@@ -6,9 +6,11 @@ use super::{
     Example,
     charts::Figure,
     facts::Role,
-    numbers::{Evaluation, Report, State, Step, Transition},
-    problems::{Change, ProblemRow},
+    numbers::{Report, Step},
+    problems::ProblemRow,
+    summary::{best, points, summary, transition},
     turn::{FEWEST, Shape, Turn},
+    words::{cell, dollars, duration, fenced, figure, percent, percent_fine, shortened},
 };
 
 /// Characters of a question in a table.
@@ -29,10 +31,13 @@ pub(super) fn page(report: &Report, figures: &[Figure], examples: &[Example]) ->
         }
         let _ = write!(page, "\n## {title}\n\n");
         if let Some(Figure { file, alt, .. }) = figure {
-            let _ = writeln!(page, "![{alt}]({file})\n");
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(page, "![{alt}]({file}){gap}");
         }
-        page.push_str(text.trim_end());
-        page.push('\n');
+        if !text.is_empty() {
+            page.push_str(text.trim_end());
+            page.push('\n');
+        }
     };
     section("Evaluations", "accuracy.svg", evaluations(report));
     section("Rewards", "rewards.svg", rewards(report));
@@ -46,111 +51,6 @@ pub(super) fn page(report: &Report, figures: &[Figure], examples: &[Example]) ->
     section("Before and after", "", before_and_after(report, examples));
     section("Settings", "", settings(report));
     page
-}
-
-/// The run in five lines.
-pub(super) fn summary(report: &Report) -> [String; 5] {
-    let totals = &report.totals;
-    let of = report
-        .steps_planned
-        .map_or_else(String::new, |planned| format!(" of {planned}"));
-    let state = match report.state {
-        State::Finished => "finished",
-        State::Open => "going on, or killed",
-        State::StoppedEarly => "stopped early",
-    };
-    let run = format!(
-        "{} steps{of}, {state}; {}, {}",
-        report.steps_done,
-        duration(totals.seconds),
-        if totals.usd_per_hour > 0.0 {
-            dollars(totals.cost_usd)
-        } else {
-            "no price given".to_owned()
-        }
-    );
-    let accuracy = match (report.evaluations.first(), report.evaluations.last()) {
-        (Some(first), Some(last)) if first.step != last.step => {
-            let change = report.problems.as_ref().and_then(|p| p.change);
-            format!(
-                "accuracy: {} at step {}, {} at step {}{}",
-                with_interval(first),
-                first.step,
-                with_interval(last),
-                last.step,
-                change.map_or_else(String::new, |change| format!(
-                    "; change {}",
-                    points(&change)
-                ))
-            )
-        }
-        (Some(only), _) => format!("accuracy: {} at step {}", with_interval(only), only.step),
-        _ => "accuracy: no evaluation yet".to_owned(),
-    };
-    let best = match best(report) {
-        Some(best) => format!(
-            "best checkpoint: step {}, {} (highest lower end of the interval{})",
-            best.step,
-            with_interval(best),
-            match report.evaluations.first() {
-                Some(base) if base.step == 0 && base.low >= best.low => {
-                    "; the base model's is no lower"
-                }
-                _ => "",
-            }
-        ),
-        None => "best checkpoint: not known, no checkpoint was evaluated".to_owned(),
-    };
-    let speed = format!(
-        "throughput: {} sampled, {} trained tokens a second; learner waited {}, rollout slots {} of \
-         the time, the coordinator worked {}",
-        figure(totals.sampled_per_second, 0),
-        figure(totals.trained_per_second, 0),
-        percent(totals.learner_wait_seconds / totals.seconds),
-        percent(totals.rollout_wait_seconds / totals.seconds),
-        percent_fine(totals.coordinator_seconds / totals.seconds),
-    );
-    [run, accuracy, best, transition(report), speed]
-}
-
-fn best(report: &Report) -> Option<&Evaluation> {
-    let best = report.best?;
-    report.evaluations.iter().find(|eval| eval.step == best)
-}
-
-/// The paper's phase transition, in a line.
-fn transition(report: &Report) -> String {
-    let has_format = report.rewards.iter().any(|r| r.role == Role::Format);
-    let place = |turn: u64| match report.best {
-        Some(best) if report.evaluations.len() > 1 => match best.cmp(&turn) {
-            std::cmp::Ordering::Less => "; the best checkpoint is before it",
-            std::cmp::Ordering::Equal => "; the best checkpoint is there",
-            std::cmp::Ordering::Greater => "; the best checkpoint is after it",
-        },
-        _ => "",
-    };
-    match report.transition {
-        Transition::Seen { peak, trough } => format!(
-            "phase transition: the format reward peaked at step {peak}, the length was least at \
-             step {trough}{}",
-            place(peak)
-        ),
-        Transition::FormatOnly { peak } => format!(
-            "phase transition: the format reward peaked at step {peak}, the length did not turn{}",
-            place(peak)
-        ),
-        Transition::LengthOnly { trough } if has_format => format!(
-            "phase transition: no turn of the format reward seen; the length was least at step \
-             {trough}"
-        ),
-        Transition::LengthOnly { trough } => format!(
-            "phase transition: there is no format reward; the length was least at step {trough}"
-        ),
-        Transition::NotSeen if has_format => "phase transition: no turn seen".to_owned(),
-        Transition::NotSeen => {
-            "phase transition: there is no format reward, and the length did not turn".to_owned()
-        }
-    }
 }
 
 fn evaluations(report: &Report) -> String {
@@ -511,9 +411,9 @@ fn before_and_after(report: &Report, examples: &[Example]) -> String {
     if !text.is_empty() {
         text.insert_str(
             0,
-            "Greedy or first completions of the same problems: one that became right, one that \
-             became wrong, one that stayed as it was, as far as there are such; each the first of \
-             its kind.\n\n",
+            "The first completions of the same problems: one that became right, one that became \
+             wrong, one that stayed as it was, as far as there are such; each the first of its \
+             kind.\n\n",
         );
     }
     text
@@ -528,144 +428,4 @@ fn settings(report: &Report) -> String {
         let _ = writeln!(text, "| `{key}` | {} |", cell(value));
     }
     text
-}
-
-/// Text for a table's cell, or a line: no line breaks, and nothing that Markdown or HTML takes for
-/// its own.
-fn cell(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    let mut spaced = false;
-    for character in text.chars() {
-        let space = character.is_whitespace() || character.is_control();
-        match character {
-            _ if space => {
-                if !spaced {
-                    safe.push(' ');
-                }
-            }
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '&' => safe.push_str("&amp;"),
-            '|' | '*' | '_' | '\\' | '[' | ']' | '$' | '#' => {
-                safe.push('\\');
-                safe.push(character);
-            }
-            other => safe.push(other),
-        }
-        spaced = space;
-    }
-    safe.trim().to_owned()
-}
-
-/// A code block that the text can't end.
-fn fenced(text: &str) -> String {
-    let (mut longest, mut run) = (0, 0);
-    for character in text.chars() {
-        run = if character == '`' { run + 1 } else { 0 };
-        longest = longest.max(run);
-    }
-    let fence = "`".repeat((longest + 1).max(3));
-    let text = text.replace(|c: char| c.is_control() && c != '\n' && c != '\t', " ");
-    format!("{fence}text\n{}\n{fence}", text.trim_end_matches('\n'))
-}
-
-/// At most so many characters: the beginning and the end, where the answer is.
-fn shortened(text: &str, most: usize) -> String {
-    let count = text.chars().count();
-    if count <= most {
-        return text.to_owned();
-    }
-    let head: String = text.chars().take(most / 2).collect();
-    let tail: String = text.chars().skip(count - most / 2).collect();
-    format!("{head} […] {tail}")
-}
-
-fn figure(value: f64, decimals: usize) -> String {
-    if value.is_finite() {
-        format!("{value:.decimals$}")
-    } else {
-        "-".to_owned()
-    }
-}
-
-fn percent(share: f64) -> String {
-    if share.is_finite() {
-        format!("{:.1} %", 100.0 * share)
-    } else {
-        "-".to_owned()
-    }
-}
-
-/// For shares that may be small.
-fn percent_fine(share: f64) -> String {
-    if share.is_finite() {
-        format!("{:.2} %", 100.0 * share)
-    } else {
-        "-".to_owned()
-    }
-}
-
-fn with_interval(eval: &Evaluation) -> String {
-    format!(
-        "{} ({} to {})",
-        percent(eval.accuracy),
-        percent(eval.low),
-        percent(eval.high)
-    )
-}
-
-/// A difference of accuracies, in percentage points.
-fn points(change: &Change) -> String {
-    let Change { mean, low, high } = change;
-    format!(
-        "{:+.1} points (95 % interval {:+.1} to {:+.1}, paired over problems)",
-        100.0 * mean,
-        100.0 * low,
-        100.0 * high
-    )
-}
-
-fn dollars(usd: f64) -> String {
-    if usd < 1.0 {
-        format!("${usd:.4}")
-    } else {
-        format!("${usd:.2}")
-    }
-}
-
-fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        "-".to_owned()
-    } else if seconds < 120.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 7200.0 {
-        format!("{:.1} min", seconds / 60.0)
-    } else {
-        format!("{:.1} h", seconds / 3600.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_model_wrote_does_not_become_markup() {
-        assert_eq!(cell(" a|b\n\n<x> *c* \u{7}"), "a\\|b &lt;x&gt; \\*c\\*");
-        assert_eq!(fenced("a\n```\nb\n"), "````text\na\n```\nb\n````");
-        assert_eq!(fenced(""), "```text\n\n```");
-        assert_eq!(shortened("0123456789", 4), "01 […] 89");
-        assert_eq!(shortened("äöü", 3), "äöü");
-    }
-
-    #[test]
-    fn numbers_that_are_none_are_a_dash() {
-        assert_eq!(figure(f64::NAN, 2), "-");
-        assert_eq!(percent(f64::INFINITY), "-");
-        assert_eq!(duration(f64::NAN), "-");
-        assert_eq!(
-            [5.04, 125.0, 7300.0].map(duration),
-            ["5.0 s", "2.1 min", "2.0 h"]
-        );
-    }
 }

@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 
+use super::ticks::{Ticks, widened};
+
 /// Width of a figure, in SVG's user units (pixels at 100 %).
 const WIDTH: f64 = 760.0;
 /// Height of a chart's plotting area.
@@ -114,20 +116,22 @@ impl Chart {
         Some(all)
     }
 
-    /// (name, hue) of what the legend explains.
-    fn legend(&self) -> Vec<(&str, usize)> {
+    /// (name, hue, whether it is an area) of what the legend explains.
+    fn legend(&self) -> Vec<(&str, usize, bool)> {
         let mut entries = Vec::new();
         for layer in &self.layers {
             match layer {
-                Layer::Line { name, hue, .. }
-                | Layer::Band { name, hue, .. }
-                | Layer::Intervals { name, hue, .. } => entries.push((&**name, *hue)),
+                Layer::Line { name, hue, .. } | Layer::Intervals { name, hue, .. } => {
+                    entries.push((&**name, *hue, false));
+                }
+                Layer::Band { name, hue, .. } => entries.push((&**name, *hue, true)),
                 Layer::Bars { names, .. } => {
-                    entries.extend(names.iter().enumerate().map(|(hue, name)| (&**name, hue)));
+                    let parts = names.iter().enumerate();
+                    entries.extend(parts.map(|(hue, name)| (&**name, hue, false)));
                 }
             }
         }
-        entries.retain(|(name, _)| !name.is_empty());
+        entries.retain(|(name, ..)| !name.is_empty());
         entries
     }
 }
@@ -167,7 +171,7 @@ pub fn figure(charts: &[Chart], columns: usize) -> Option<String> {
 }
 
 const STYLE: &str = "
-text { font: 11px system-ui, sans-serif; fill: #333 }
+text { font-family: system-ui, sans-serif; font-size: 11px; fill: #333 }
 .title { font-size: 14px; font-weight: 600 }
 .ground { fill: #fff }
 .grid { stroke: #e4e4e4 }
@@ -234,12 +238,14 @@ fn draw(out: &mut String, chart: &Chart, width: f64, legend: f64) {
     text(out, LEFT, 19.0, "start", " class=\"title\"", &chart.title);
     for (row, entries) in legend_rows(chart, width).iter().enumerate() {
         let y = TITLE + LEGEND_ROW * row as f64 + 9.0;
-        for (x, name, hue) in entries {
+        for (x, name, hue, area) in entries {
             let hue = hue % HUES;
+            let (class, height) = if *area { ("band ", 10.0) } else { ("", 4.0) };
             let _ = writeln!(
                 out,
-                "<rect class=\"f{hue}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"12\" height=\"4\"/>",
-                y - 6.0
+                "<rect class=\"{class}f{hue}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"12\" \
+                 height=\"{height}\"/>",
+                y - 4.0 - height / 2.0
             );
             text(out, x + 17.0, y, "start", "", name);
         }
@@ -421,94 +427,24 @@ fn finite_sum(parts: &[f64]) -> f64 {
     parts.iter().filter(|part| part.is_finite()).sum()
 }
 
-/// (x, name, hue) of legend entries, a row each of what fits into `width`.
-fn legend_rows(chart: &Chart, width: f64) -> Vec<Vec<(f64, &str, usize)>> {
+/// (x, name, hue, whether it is an area) of legend entries, a row each of what fits into `width`.
+fn legend_rows(chart: &Chart, width: f64) -> Vec<Vec<(f64, &str, usize, bool)>> {
     let entries = chart.legend();
     if entries.len() < 2 {
         return Vec::new();
     }
     let (mut rows, mut row, mut x) = (Vec::new(), Vec::new(), LEFT);
-    for (name, hue) in entries {
+    for (name, hue, area) in entries {
         let wide = 17.0 + CHARACTER * name.chars().count() as f64 + 16.0;
         if x + wide > width && !row.is_empty() {
             rows.push(std::mem::take(&mut row));
             x = LEFT;
         }
-        row.push((x, name, hue));
+        row.push((x, name, hue, area));
         x += wide;
     }
     rows.push(row);
     rows
-}
-
-/// A range that isn't empty.
-fn widened(low: f64, high: f64) -> (f64, f64) {
-    if high > low {
-        return (low, high);
-    }
-    let room = if low == 0.0 { 1.0 } else { low.abs() * 0.5 };
-    (low - room, high + room)
-}
-
-/// Round numbers along an axis: multiples of 1, 2 or 5 times a power of ten.
-struct Ticks {
-    first: f64,
-    last: f64,
-    step: f64,
-}
-
-impl Ticks {
-    /// About `wanted` steps that enclose `low` to `high`.
-    fn over(low: f64, high: f64, wanted: usize) -> Self {
-        let (low, high) = widened(low, high);
-        let rough = (high - low) / wanted.max(2) as f64;
-        let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .into_iter()
-            .map(|digit| digit * power)
-            .find(|step| *step >= rough * 0.999)
-            .unwrap_or(power * 10.0);
-        Self {
-            first: (low / step + 1e-9).floor() * step,
-            last: (high / step - 1e-9).ceil() * step,
-            step,
-        }
-    }
-
-    /// Each tick and its label.
-    fn all(&self) -> Vec<(f64, String)> {
-        let count = ((self.last - self.first) / self.step).round() as usize;
-        let most = self.first.abs().max(self.last.abs());
-        let label = |value: f64| {
-            if value == 0.0 {
-                "0".to_owned()
-            } else if most < 1e-3 || most >= 1e7 {
-                format!("{:e}", round_to(value, 3))
-            } else {
-                let decimals = (-self.step.log10()).ceil().clamp(0.0, 6.0);
-                format!("{value:.*}", decimals as usize)
-            }
-        };
-        (0..=count.min(100))
-            .map(|at| {
-                let value = self.first + self.step * at as f64;
-                // What is left of a difference that should be 0.
-                let value = if value.abs() < self.step * 1e-6 {
-                    0.0
-                } else {
-                    value
-                };
-                (value, label(value))
-            })
-            .collect()
-    }
-}
-
-/// `value` to so many significant digits.
-fn round_to(value: f64, digits: i32) -> f64 {
-    format!("{value:.*e}", (digits - 1).max(0) as usize)
-        .parse()
-        .unwrap_or(value)
 }
 
 /// Text for an SVG element: no markup, and none of the characters that XML can't hold.
@@ -616,21 +552,5 @@ mod tests {
         assert!(svg.len() < 20_000, "{}", svg.len());
         let rows = averaged((0..10).map(|x| vec![f64::from(x)]).collect(), 5);
         assert_eq!(rows, [[0.5], [2.5], [4.5], [6.5], [8.5]]);
-    }
-
-    #[test]
-    fn ticks_are_round_numbers_around_the_data() {
-        let labels = |low, high, wanted| -> Vec<String> {
-            let ticks = Ticks::over(low, high, wanted).all();
-            ticks.into_iter().map(|(_, label)| label).collect()
-        };
-        assert_eq!(
-            labels(0.0, 1.0, 5),
-            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"].map(|l| if l == "0.0" { "0" } else { l })
-        );
-        assert_eq!(labels(1.0, 30.0, 3), ["0", "10", "20", "30"]);
-        assert_eq!(labels(-0.3, 0.4, 4), ["-0.4", "-0.2", "0", "0.2", "0.4"]);
-        assert_eq!(labels(0.0, 2e-6, 2), ["0", "1e-6", "2e-6"]);
-        assert_eq!(labels(5.0, 5.0, 2), ["0", "5", "10"]);
     }
 }

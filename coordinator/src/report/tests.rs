@@ -6,14 +6,14 @@ use tina_proto::v1;
 use super::{numbers::*, turn::Turn, *};
 use crate::{
     config::RunConfig,
-    journal::{Counters, Journal, PromptRow, Write},
+    journal::{Counters, Journal, PromptRow, Write, fingerprint},
     run::{CONFIG_FILE, JOURNAL_FILE},
     scheduler::types::{RewardValue, RoundId, Scored, Version},
 };
 
 const CONFIG: &str = "[run]\nname = \"synthetic\"\nsteps = 100\n[model]\nsource = \"m\"\n[data]\n\
     source = \"arithmetic:add1\"\nheld_out = 4\n[[reward]]\nkind = \"numeric\"\nweight = 2.0\n\
-    [[reward]]\nkind = \"format\"\npattern = \"x\"\n[cost]\nusd_per_hour = 3.6\n";
+    [[reward]]\nkind = \"regex\"\nname = \"format\"\npattern = \"x\"\n[cost]\nusd_per_hour = 3.6\n";
 
 fn config() -> RunConfig {
     RunConfig::parse(CONFIG, "test", Path::new("/"), &[]).unwrap()
@@ -142,7 +142,7 @@ async fn run(writes: impl IntoIterator<Item = Write>) -> TempDir {
     let journal = folder.path().join(JOURNAL_FILE);
     let (journal, _) = Journal::open(
         &journal,
-        &crate::journal::fingerprint(&config()),
+        &fingerprint(&config()),
         "problems",
         "run-1",
         |_| {},
@@ -330,14 +330,8 @@ async fn numbers_that_are_none_leave_a_gap() {
 async fn the_report_is_made_beside_a_run_that_goes_on_and_again_elsewhere() {
     let folder = run([step(1, 0.5, 10.0)]).await;
     let path = folder.path().join(JOURNAL_FILE);
-    let (journal, _) = Journal::open(
-        &path,
-        &crate::journal::fingerprint(&config()),
-        "problems",
-        "run-1",
-        |_| {},
-    )
-    .unwrap();
+    let (journal, _) =
+        Journal::open(&path, &fingerprint(&config()), "problems", "run-1", |_| {}).unwrap();
     journal.write(step(2, 0.5, 10.0));
     journal.flush().await.unwrap();
     let out = folder.path().join("else/where");

@@ -1,4 +1,4 @@
-//! Where a curve of a run turned: the paper's phase transition (Tina, arXiv 2504.15777, section 5).
+//! Where a curve of a run turned: the paper's phase transition (Tina, arXiv 2504.15777).
 //!
 //! The paper sees the format reward rise to a peak and collapse, and the completion length fall to
 //! a trough and rebound, at about the same step, while the accuracy reward has no such turning
@@ -87,7 +87,11 @@ impl Turn {
 /// The window of the smoothing over `count` values: odd, at least 3.
 pub fn window(count: usize) -> usize {
     let window = (count / 20).max(3);
-    if window % 2 == 0 { window - 1 } else { window }
+    if window.is_multiple_of(2) {
+        window - 1
+    } else {
+        window
+    }
 }
 
 /// Centred means over `window` values (odd); at the ends over those that there are. What is no
