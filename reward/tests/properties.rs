@@ -8,6 +8,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use tina_reward::math::{
     MathConfig, Outcome, Verifier,
     equal::equal,
+    extract::LatexExtraction,
     fuel::Fuel,
     parse::{Syntax, parse},
 };
@@ -194,6 +195,20 @@ proptest! {
         let verifier = Verifier::new(MathConfig::reference());
         let judgement = verifier.verify(&format!("${a}$"), &format!("\\boxed{{{a} + 0}}"));
         prop_assert_eq!(judgement.outcome, Outcome::Equal);
+    }
+
+    #[test]
+    fn an_expression_equals_its_own_rendering(text in prop_oneof![text(), value()]) {
+        let repairs = LatexExtraction::reference().repairs;
+        let mut fuel = Fuel::new(1_000_000);
+        if let Ok(tree) = parse(&text, Syntax::Latex, repairs, &mut fuel) {
+            let rendered = tree.to_string();
+            let again = parse(&rendered, Syntax::Latex, repairs, &mut fuel);
+            prop_assert!(again.is_ok(), "{text:?} {rendered:?} {again:?}");
+            let comparison = MathConfig::reference().comparison;
+            let same = equal(&tree, &again.unwrap(), comparison, &mut fuel);
+            prop_assert!(same != Ok(false), "{text:?} {rendered:?}");
+        }
     }
 
     #[test]

@@ -181,20 +181,20 @@ fn a_gold_answer_may_be_made_of_the_row() {
     let text = "{\"problem\": \"x?\", \"answer\": \"\\\\pi\", \"unit\": \"cm\"}\n";
     let mut format = format("{question} (answer: {answer})");
     let template = |text: &str| PromptTemplate::parse(text).expect("a template");
-    format.answer_template = Some(template("${answer}$ {unit}"));
+    format.answer_template = template("${answer}$ {unit}");
     let read = read_text(text, &format, BadRows::Fail).expect("rows");
     let problem = &read.problems[0];
     assert_eq!(problem.answer, "$\\pi$ cm");
     assert_eq!(problem.prompt, "x? (answer: \\pi)");
     // Bare LaTeX is not understood, with delimiters it is.
     format.answers = Answers::Parseable;
-    format.answer_template = None;
+    format.answer_template = template("{answer}");
     let read = read_text(text, &format, BadRows::Fail).expect("rows");
     assert_eq!(read.unfit_answer, 1);
-    format.answer_template = Some(template("${answer}$"));
+    format.answer_template = template("${answer}$");
     let read = read_text(text, &format, BadRows::Fail).expect("rows");
     assert_eq!(read.problems.len(), 1);
-    format.answer_template = Some(template("{nothing}"));
+    format.answer_template = template("{nothing}");
     let error = read_text(text, &format, BadRows::Fail).expect_err("no field");
     assert!(error.contains("data.answer_template"), "{error}");
 }

@@ -131,7 +131,7 @@ fn candidates(text: &Text<'_>) -> impl Iterator<Item = (usize, usize)> {
             b'$' => true,
             b'\\' => matches!(text.byte(at + 1), Some(b'[' | b'(' | b'f')),
             b'-' => text.byte(at + 1) == Some(b'\\'),
-            // A bracket's whitespace; of a wider space the first byte.
+            // A bracket's whitespace.
             b' ' | b'\t' | b'\n' | b'\r' => text.byte(at + 1) == Some(b'['),
             _ => false,
         })

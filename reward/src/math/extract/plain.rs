@@ -274,12 +274,12 @@ impl<'t> Reader<'_, 't> {
         }
         // Decimals behind a point or comma.
         let point = first + whole;
-        if whole > 0 && matches!(text.byte(point), Some(b'.' | b',')) {
-            if let Some(found) =
+        if whole > 0
+            && matches!(text.byte(point), Some(b'.' | b','))
+            && let Some(found) =
                 with_decimals(point).find_map(|end| self.ended(start, end, false, follow))
-            {
-                return Some(found);
-            }
+        {
+            return Some(found);
         }
         // The sign belongs to whole digits alone.
         if text.byte(start) == Some(b'.') {
