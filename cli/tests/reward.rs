@@ -1,5 +1,7 @@
 //! `tina reward` as a person uses it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
 use std::{
     io::Write as _,
     process::{Command, Output, Stdio},

@@ -263,10 +263,15 @@ impl Lexer<'_> {
         if subscript.is_empty() {
             return true;
         }
-        let primes = name.len() - name.trim_end_matches('\'').len();
+        let mut primes = name.len() - name.trim_end_matches('\'').len();
         name.truncate(name.len() - primes);
-        name.push('_');
-        name.push_str(subscript);
+        // A prime inside the subscript is the name's: `x_{a'}` is `x_a'`.
+        let bare = subscript.trim_end_matches('\'');
+        primes += subscript.len() - bare.len();
+        if !bare.is_empty() {
+            name.push('_');
+            name.push_str(bare);
+        }
         name.extend(std::iter::repeat_n('\'', primes));
         true
     }
