@@ -1,5 +1,11 @@
 //! The paper's recipes in `deploy/recipes`: all of them pass `tina check`, have the paper's numbers,
 //! and render prompts exactly as the paper's code does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic"
+)]
 
 use std::{collections::BTreeSet, path::PathBuf};
 

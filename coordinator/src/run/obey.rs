@@ -201,10 +201,10 @@ impl Shell {
                     record: record.clone(),
                     counters,
                 });
-                if let Some(step) = best_step(&self.parts.history.evals) {
-                    if let Some(shelf) = &self.parts.shelf {
-                        shelf.best(step);
-                    }
+                if let Some(step) = best_step(&self.parts.history.evals)
+                    && let Some(shelf) = &self.parts.shelf
+                {
+                    shelf.best(step);
                 }
                 self.tell(RunEvent::Eval(record));
             }

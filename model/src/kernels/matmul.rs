@@ -311,61 +311,43 @@ unsafe fn run_tile(tile: &Tile<'_>, height: usize, width: usize) {
                         ..*tile
                     };
                     // SAFETY: the part lies inside the tile.
-                    unsafe { lanes::<1>(&part) };
+                    unsafe { lanes(&part) };
                 }
             }
         }
     }
 }
 
-/// The tile kernel in plain arrays: `H` rows by one panel.
+/// The first row and panel of a tile in plain arrays: the portable kernel, and what the others' bits
+/// are compared to.
 ///
 /// # Safety
 /// The tile lies inside x, w and out.
-#[inline(always)]
-unsafe fn lanes<const H: usize>(tile: &Tile<'_>) {
+unsafe fn lanes(tile: &Tile<'_>) {
     let (k, n) = (tile.w.inner, tile.w.columns);
     let groups = &tile.w.groups[tile.panel * k..(tile.panel + 1) * k];
+    let x = &tile.x[tile.row * k..(tile.row + 1) * k];
     let first = tile.panel * LANES;
     let width = LANES.min(n - first);
-    let mut acc = [[0f32; LANES]; H];
-    let partial = tile.k0 > 0;
-    if partial && matches!(tile.store, Store::Set) {
-        for (r, acc) in acc.iter_mut().enumerate() {
-            for (j, a) in acc.iter_mut().enumerate().take(width) {
-                // SAFETY: inside out.
-                *a = unsafe {
-                    *tile
-                        .out
-                        .ptr
-                        .add((tile.row + r) * tile.out.stride + first + j)
-                };
-            }
+    // SAFETY: inside out, by the caller's promise.
+    let out = unsafe {
+        let at = tile.out.ptr.add(tile.row * tile.out.stride + first);
+        std::slice::from_raw_parts_mut(at, width)
+    };
+    let mut acc = [0f32; LANES];
+    if tile.k0 > 0 && matches!(tile.store, Store::Set) {
+        acc[..width].copy_from_slice(out);
+    }
+    for (a, group) in x[tile.k0..tile.k1].iter().zip(&groups[tile.k0..tile.k1]) {
+        for (sum, w) in acc.iter_mut().zip(&group.0) {
+            *sum = a.mul_add(*w, *sum);
         }
     }
-    for kk in tile.k0..tile.k1 {
-        let group = &groups[kk].0;
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let a = tile.x[(tile.row + r) * k + kk];
-            for j in 0..LANES {
-                acc[j] = a.mul_add(group[j], acc[j]);
-            }
-        }
-    }
-    for (r, acc) in acc.iter().enumerate() {
-        for (j, a) in acc.iter().enumerate().take(width) {
-            // SAFETY: inside out.
-            let place = unsafe {
-                &mut *tile
-                    .out
-                    .ptr
-                    .add((tile.row + r) * tile.out.stride + first + j)
-            };
-            *place = match tile.store {
-                Store::Set => *a,
-                Store::AddScaled(s) => s.mul_add(*a, *place),
-            };
-        }
+    for (place, sum) in out.iter_mut().zip(acc) {
+        *place = match tile.store {
+            Store::Set => sum,
+            Store::AddScaled(s) => s.mul_add(sum, *place),
+        };
     }
 }
 
@@ -373,14 +355,84 @@ unsafe fn lanes<const H: usize>(tile: &Tile<'_>) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Store, Tile, lanes};
+    use super::{LANES, Store, Tile};
 
+    /// `H` rows by one panel in `2 H` registers. Written out, as the compiler makes scalar code of
+    /// the plain arrays.
+    ///
     /// # Safety
     /// The processor has AVX2 and FMA; the tile lies inside x, w and out.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn avx2<const H: usize>(tile: &Tile<'_>) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes::<H>(tile) }
+        let (k, n) = (tile.w.inner, tile.w.columns);
+        let first = tile.panel * LANES;
+        let width = LANES.min(n - first);
+        let mut acc = [[_mm256_setzero_ps(); 2]; H];
+        // SAFETY: every address below is inside x, w's panel (k groups) or the first `width` columns
+        // of out from `first` on.
+        unsafe {
+            let x = tile.x.as_ptr().add(tile.row * k);
+            let w = tile.w.groups.as_ptr().add(tile.panel * k).cast::<f32>();
+            let out = tile.out.ptr.add(tile.row * tile.out.stride + first);
+            if tile.k0 > 0 && matches!(tile.store, Store::Set) {
+                for r in 0..H {
+                    acc[r] = load(out.add(r * tile.out.stride), width);
+                }
+            }
+            for kk in tile.k0..tile.k1 {
+                let low = _mm256_load_ps(w.add(kk * LANES));
+                let high = _mm256_load_ps(w.add(kk * LANES + 8));
+                for r in 0..H {
+                    let a = _mm256_set1_ps(*x.add(r * k + kk));
+                    acc[r][0] = _mm256_fmadd_ps(a, low, acc[r][0]);
+                    acc[r][1] = _mm256_fmadd_ps(a, high, acc[r][1]);
+                }
+            }
+            for r in 0..H {
+                let at = out.add(r * tile.out.stride);
+                let value = match tile.store {
+                    Store::Set => acc[r],
+                    Store::AddScaled(s) => {
+                        let (s, before) = (_mm256_set1_ps(s), load(at, width));
+                        [
+                            _mm256_fmadd_ps(s, acc[r][0], before[0]),
+                            _mm256_fmadd_ps(s, acc[r][1], before[1]),
+                        ]
+                    }
+                };
+                let mut lanes = [0f32; LANES];
+                let to = if width == LANES {
+                    at
+                } else {
+                    lanes.as_mut_ptr()
+                };
+                _mm256_storeu_ps(to, value[0]);
+                _mm256_storeu_ps(to.add(8), value[1]);
+                if width < LANES {
+                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, width);
+                }
+            }
+        }
+    }
+
+    /// The first `width` of 16 floats, zeros behind them.
+    ///
+    /// # Safety
+    /// The processor has AVX2; `from` is valid for `width` floats.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(from: *const f32, width: usize) -> [__m256; 2] {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: the caller's promise; `lanes` holds 16.
+        unsafe {
+            let from = if width == LANES {
+                from
+            } else {
+                std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), width);
+                lanes.as_ptr()
+            };
+            [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))]
+        }
     }
 
     /// `H` rows by `P` panels in `H * P` registers.
@@ -522,6 +574,39 @@ mod tests {
                     let slow = (0..k).fold(0f32, |a, i| x[r * k + i].mul_add(w[i * n + c], a));
                     assert_eq!(slow.to_bits(), fast[r * n + c].to_bits());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_portable_kernel_gives_the_same_bits() {
+        for (store, seed) in [(Store::Set, 10), (Store::AddScaled(0.5), 11)] {
+            for (m, k, n) in SHAPES {
+                let (x, w) = (values(m * k, seed), values(k * n, 12));
+                let packed = Packed::direct(&w, k, n);
+                let before = values(m * n, 13);
+                let (mut fast, mut plain) = (before.clone(), before);
+                matmul(&x, &packed, &mut fast, store);
+                for (row, panel) in (0..m).flat_map(|r| (0..packed.panels()).map(move |p| (r, p))) {
+                    for k0 in (0..k).step_by(BLOCK_K) {
+                        let tile = Tile {
+                            x: &x,
+                            w: &packed,
+                            row,
+                            panel,
+                            k0,
+                            k1: k.min(k0 + BLOCK_K),
+                            out: Out {
+                                ptr: plain.as_mut_ptr(),
+                                stride: n,
+                            },
+                            store,
+                        };
+                        // SAFETY: the tile lies inside x, packed and plain.
+                        unsafe { lanes(&tile) };
+                    }
+                }
+                assert_eq!(fast, plain, "{m} {k} {n}");
             }
         }
     }
