@@ -1,6 +1,9 @@
 //! The paper's recipes in `deploy/recipes`: all of them pass `tina check`, have the paper's numbers,
 //! and render prompts exactly as the paper's code does.
 
+// Clippy's exemption for tests covers #[test] functions only, not what they share.
+#![allow(clippy::expect_used, clippy::panic)]
+
 use std::{collections::BTreeSet, path::PathBuf};
 
 use tina_coordinator::config::{Advantage, Loss, RunConfig};
