@@ -6,7 +6,6 @@
     clippy::panic,
     reason = "a test may panic"
 )]
-
 use std::{collections::BTreeSet, path::PathBuf};
 
 use tina_coordinator::config::{Advantage, Loss, RunConfig};

@@ -256,6 +256,8 @@ fn single_values_out_of_range_are_refused() {
         "data.source=arithmetic:addmax",
         "data.prompt_template={question",
         "data.answer_template=7",
+        "data.answer_template=x",
+        "algorithm.advantage=std",
         "data.source=s3:bucket/x.jsonl",
         "data.source=x.csv",
         "data.held_out_source=hf:a/b",

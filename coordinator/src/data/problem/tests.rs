@@ -46,6 +46,22 @@ fn nested_fields_are_found_and_others_kept_on_request() {
     assert_eq!(extra, r#"{"choices":["1","2"],"a.1":"two"}"#);
 }
 
+/// As the paper's II-Thought has them: JSON inside of a text.
+#[test]
+fn the_gold_answer_has_a_template_and_is_found_inside_json_text() {
+    let text = r#"{"messages": [{"content": "1/2 of 1?"}],
+        "info": "{\"answer\": {\"value\": \"\\\\frac{1}{2}\"}}", "unit": "m"}"#;
+    let mut format = format("{question}");
+    format.question_field = "messages.0.content".to_owned();
+    format.answer_field = "info.answer.value".to_owned();
+    let template = PromptTemplate::parse("${answer}$ {unit}").expect("a template");
+    format.answer_template = template;
+    let text = text.replace('\n', " ");
+    let read = read_text(&text, &format, BadRows::Fail).expect("rows");
+    assert_eq!(read.problems[0].prompt, "1/2 of 1?");
+    assert_eq!(read.problems[0].answer, r"$\frac{1}{2}$ m");
+}
+
 #[test]
 fn a_bad_row_is_named_with_its_line_and_what_to_do() {
     let good = "{\"problem\": \"1 + 1?\", \"answer\": 2}\n";
