@@ -107,7 +107,7 @@ pub enum Function {
     Binomial,
     /// Natural logarithm.
     Ln,
-    /// `Log(x, base)`. (A bare `\log x` is [`Function::Ln`] as in the reference's sympy, `\lg` has base 10.)
+    /// `Log(x, base)`. A bare `\log x` and `\lg x` have base 10.
     Log,
     /// e to the power.
     Exp,

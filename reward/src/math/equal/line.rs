@@ -115,28 +115,6 @@ impl Judge<'_> {
         Ok(true)
     }
 
-    /// Each has a partner.
-    pub(super) fn some_order(&mut self, ours: &[Expr], theirs: &[Expr]) -> Result<bool> {
-        if ours.len() != theirs.len() {
-            return Ok(false);
-        }
-        let mut left: Vec<&Expr> = theirs.iter().collect();
-        for one in ours {
-            let mut partner = None;
-            for (at, other) in left.iter().enumerate() {
-                if self.answers(one, other)? {
-                    partner = Some(at);
-                    break;
-                }
-            }
-            match partner {
-                Some(at) => left.remove(at),
-                None => return Ok(false),
-            };
-        }
-        Ok(true)
-    }
-
     /// The set of reals that an expression is; None where it is none, or varies.
     pub(super) fn line(&mut self, expression: &Expr) -> Result<Option<Line>> {
         self.fuel.spend(4)?;

@@ -151,10 +151,20 @@ impl Judge<'_> {
             return Ok(verdict);
         }
         let (ours, theirs) = (self.distinct(ours)?, self.distinct(theirs)?);
-        if ours.len() != theirs.len() {
+        self.some_order(ours, theirs)
+    }
+
+    /// Each of `ours` has a partner of its own in `theirs`.
+    pub(super) fn some_order<'e>(
+        &mut self,
+        ours: impl IntoIterator<Item = &'e Expr, IntoIter: ExactSizeIterator>,
+        theirs: impl IntoIterator<Item = &'e Expr>,
+    ) -> Result<bool> {
+        let ours = ours.into_iter();
+        let mut left: Vec<&Expr> = theirs.into_iter().collect();
+        if ours.len() != left.len() {
             return Ok(false);
         }
-        let mut left: Vec<&Expr> = theirs;
         for one in ours {
             let mut partner = None;
             // Most lists are in the same order.
