@@ -17,7 +17,7 @@ use crate::{
     error::{ModelError, Result},
     kernels::matmul::Packed,
     lora::{LoraConfig, LoraModule},
-    ops::with_slices,
+    tensors::with_slices,
 };
 
 /// A and B of one layer, and their packed forms, made when first used.

@@ -1,33 +1,20 @@
 //! Causal attention over packed rows.
 
-use std::sync::Arc;
+use candle_core::{D, Device, Result, Tensor};
 
-use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
-
-use super::{cpu_tensor, f32_slice, wide, with_slices};
-use crate::kernels::attention::{self as kernels, Heads, Segment};
+use crate::tensors::wide;
+use crate::kernels::attention::{Heads, Segment};
 
 /// Attention of all rows of a pass: q `[rows, queries * width]`, k and v `[rows, keys * width]`.
-/// `fused`: by the CPU's kernel.
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    segments: &Arc<Vec<Segment>>,
+    segments: &[Segment],
     heads: Heads,
-    fused: bool,
 ) -> Result<Tensor> {
-    if fused {
-        let op = AttentionOp {
-            segments: segments.clone(),
-            heads,
-        };
-        return q
-            .contiguous()?
-            .apply_op3(&k.contiguous()?, &v.contiguous()?, op);
-    }
     let mut outs = Vec::with_capacity(segments.len());
-    for segment in segments.iter() {
+    for segment in segments {
         let keys = |m: &Tensor| -> Result<Tensor> {
             let own = m.narrow(0, segment.start, segment.len)?;
             match segment.prefix {
@@ -105,50 +92,4 @@ pub(crate) fn composed(
         .permute((0, 2, 1, 3))?
         .contiguous()?
         .reshape((b, n, heads.queries * heads.width))
-}
-
-struct AttentionOp {
-    segments: Arc<Vec<Segment>>,
-    heads: Heads,
-}
-
-impl CustomOp3 for AttentionOp {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (
-            f32_slice(q, q_layout)?,
-            f32_slice(k, k_layout)?,
-            f32_slice(v, v_layout)?,
-        );
-        let mut out = vec![0f32; q.len()];
-        kernels::forward(q, k, v, &self.segments, self.heads, &mut out);
-        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _out: &Tensor,
-        d_out: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (d_q, d_k, d_v) = with_slices(&[q, k, v, d_out], |s| {
-            kernels::backward(s[0], s[1], s[2], &self.segments, self.heads, s[3])
-        })?;
-        let d_q = cpu_tensor(d_q, q.shape())?;
-        let (d_k, d_v) = (cpu_tensor(d_k, k.shape())?, cpu_tensor(d_v, v.shape())?);
-        Ok((Some(d_q), Some(d_k), Some(d_v)))
-    }
 }

@@ -1,95 +1,74 @@
 //! Log-probs over the vocabulary and their gradient, in slices of rows: the logits of a whole batch
 //! are never held.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::{ComposedModel, ComposedTape};
 use crate::{
-    adapter::Adapter,
-    decoder::Decoder,
     distribution::{Distribution, Scratch, TokenLogProb},
-    error::{ModelError, Result},
-    ops::{cpu_tensor, with_slices},
-    packed_rows::{PackedRows, Target},
-    tape::ForwardOptions,
+    error::Result,
+    packed_rows::Target,
+    tape::Scored,
+    tensors::{cpu_tensor, with_slices},
 };
 
 /// Bytes of logits that are held at a time.
 const SLICE_BYTES: usize = 32 << 20;
 
-impl Decoder {
-    fn targets_per_slice(&self) -> usize {
-        (SLICE_BYTES / (4 * self.config().vocab_size)).max(8)
+impl ComposedModel {
+    fn vocab(&self) -> Result<usize> {
+        Ok(self.output().weight.dim(0)?)
     }
 
-    /// Hidden states of the targets' rows, `[targets, hidden]`.
-    fn target_rows(&self, hidden: &Tensor, targets: &[Target]) -> Result<Tensor> {
-        let rows = hidden.dim(0)?;
-        if let Some(target) = targets.iter().find(|t| t.row as usize >= rows) {
-            return Err(ModelError::OutOfRange(format!(
-                "row {} of a pass of {rows} rows",
-                target.row
-            )));
-        }
-        let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
-        self.check_tokens(&tokens, &[])?;
-        let index: Vec<u32> = targets.iter().map(|t| t.row).collect();
-        Ok(hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?)
+    fn targets_per_slice(&self) -> Result<usize> {
+        Ok((SLICE_BYTES / (4 * self.vocab()?)).max(8))
     }
 
-    /// The log-prob of each target and the entropy at its row. hidden: [`crate::Tape::hidden`].
-    ///
-    /// # Errors
-    /// When a target's row or token does not exist.
-    pub fn log_probs(
+    /// The log-prob of each target and the entropy at its row.
+    pub(crate) fn log_probs(
         &self,
-        hidden: &Tensor,
+        tape: &mut ComposedTape,
         targets: &[Target],
         dist: &Distribution,
     ) -> Result<Vec<TokenLogProb>> {
+        let vocab = self.vocab()?;
         let mut out = Vec::with_capacity(targets.len());
-        for slice in targets.chunks(self.targets_per_slice()) {
-            let logits = self.logits(&self.target_rows(hidden, slice)?)?;
+        for slice in targets.chunks(self.targets_per_slice()?) {
+            let logits = self.logits(&target_rows(&tape.hidden, slice)?)?;
             if !logits.device().is_cpu() && !dist.truncates() {
                 out.extend(device_log_probs(&logits, slice, dist)?);
                 continue;
             }
-            let logits = logits.to_device(&candle_core::Device::Cpu)?;
+            let logits = logits.to_device(&Device::Cpu)?;
             out.extend(with_slices(&[&logits], |s| {
-                let rows = s[0].par_chunks(self.config().vocab_size).zip(slice);
+                let rows = s[0].par_chunks(vocab).zip(slice);
                 rows.map_init(Scratch::default, |scratch, (logits, target)| {
                     dist.log_prob(logits, target.token, scratch)
                 })
                 .collect::<Vec<_>>()
             })?);
         }
+        tape.scored = Some(Scored {
+            targets: targets.to_vec(),
+            dist: *dist,
+        });
         Ok(out)
     }
 
-    /// The gradient of Σ d_logprobs\[i\] · log_prob(targets\[i\]) with respect to hidden,
+    /// The gradient of Σ slopes\[i\] · log_prob(targets\[i\]) with respect to the hidden rows,
     /// `[rows, hidden]`. The logits are computed again, slice by slice.
-    ///
-    /// # Errors
-    /// When a target's row or token does not exist, or the counts differ.
-    pub fn log_probs_backward(
+    pub(crate) fn log_probs_backward(
         &self,
         hidden: &Tensor,
-        targets: &[Target],
-        dist: &Distribution,
-        d_logprobs: &[f32],
+        Scored { targets, dist }: &Scored,
+        slopes: &[f32],
     ) -> Result<Tensor> {
-        if targets.len() != d_logprobs.len() {
-            return Err(ModelError::OutOfRange(format!(
-                "{} gradients for {} targets",
-                d_logprobs.len(),
-                targets.len()
-            )));
-        }
-        let (rows, width) = hidden.dims2()?;
+        let vocab = self.vocab()?;
         let mut sum = hidden.zeros_like()?;
-        let size = self.targets_per_slice();
-        for (slice, d) in targets.chunks(size).zip(d_logprobs.chunks(size)) {
-            let logits = self.logits(&self.target_rows(hidden, slice)?)?;
+        let size = self.targets_per_slice()?;
+        for (slice, d) in targets.chunks(size).zip(slopes.chunks(size)) {
+            let logits = self.logits(&target_rows(hidden, slice)?)?;
             let index = Tensor::new(
                 slice.iter().map(|t| t.row).collect::<Vec<u32>>(),
                 hidden.device(),
@@ -97,7 +76,6 @@ impl Decoder {
             let d_rows = if !logits.device().is_cpu() && !dist.truncates() {
                 self.device_gradient(&logits, slice, dist, d)?
             } else {
-                let vocab = self.config().vocab_size;
                 let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
                 values
                     .par_chunks_mut(vocab)
@@ -108,12 +86,11 @@ impl Decoder {
                     });
                 let d_logits = cpu_tensor(values, (slice.len(), vocab))?
                     .to_device(hidden.device())?
-                    .to_dtype(self.compute_dtype())?;
+                    .to_dtype(self.dtype)?;
                 self.output().product_backward(&d_logits)?
             };
             sum = sum.index_add(&index, &d_rows.to_dtype(sum.dtype())?, 0)?;
         }
-        debug_assert_eq!(sum.dims(), [rows, width]);
         Ok(sum)
     }
 
@@ -127,41 +104,19 @@ impl Decoder {
     ) -> Result<Tensor> {
         let temperature = f64::from(dist.scored().temperature);
         let scaled = (logits / temperature)?;
-        let p = softmax(&scaled)?.to_dtype(self.compute_dtype())?;
+        let p = softmax(&scaled)?.to_dtype(self.dtype)?;
         let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
         let own = self.output().gather(&tokens)?.to_dtype(DType::F32)?;
         let mean = self.output().product_backward(&p)?.to_dtype(DType::F32)?;
         let d = (Tensor::new(d, logits.device())? / temperature)?.unsqueeze(1)?;
         Ok((own - mean)?.broadcast_mul(&d)?)
     }
+}
 
-    /// Log-probs of tokens 1.. of one sequence, `tokens.len() - 1` of them.
-    ///
-    /// # Errors
-    /// When the sequence is longer than the context or holds an unknown id.
-    pub fn sequence_log_probs(
-        &self,
-        tokens: &[u32],
-        adapter: Option<&Adapter>,
-        dist: &Distribution,
-    ) -> Result<Vec<f32>> {
-        if tokens.len() < 2 {
-            return Ok(Vec::new());
-        }
-        let mut rows = PackedRows::new();
-        rows.push_sequence(0, &tokens[..tokens.len() - 1]);
-        let tape = self.forward(&rows, adapter, &ForwardOptions::default())?;
-        let targets: Vec<Target> = tokens[1..]
-            .iter()
-            .enumerate()
-            .map(|(row, token)| Target {
-                row: row as u32,
-                token: *token,
-            })
-            .collect();
-        let found = self.log_probs(tape.hidden(), &targets, dist)?;
-        Ok(found.into_iter().map(|t| t.logprob).collect())
-    }
+/// Hidden states of the targets' rows, `[targets, hidden]`.
+fn target_rows(hidden: &Tensor, targets: &[Target]) -> Result<Tensor> {
+    let index: Vec<u32> = targets.iter().map(|t| t.row).collect();
+    Ok(hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?)
 }
 
 fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {

@@ -1,16 +1,4 @@
-//! The policy's operations on tensors, each with its gradient.
-//!
-//! On a CPU an operation is one fused kernel of [`crate::kernels`], wrapped as a candle custom op
-//! whose backward pass is a kernel too; on any other device it is composed of candle's own
-//! operations, which bring their gradients along.
-//!
-//! - [`linear`]: a frozen matrix, its bias, and LoRA behind it
-//! - [`attention`]: causal attention over packed rows
-//! - [`rows`]: RMSNorm, rotary embedding, SiLU·up
-
-pub(crate) mod attention;
-pub(crate) mod linear;
-pub(crate) mod rows;
+//! CPU tensors as slices, and which type goes beside which.
 
 use candle_core::{CpuStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 

@@ -1,0 +1,251 @@
+//! The policy on a CPU: whole layers on plain rows of f32, forward and backward in closed form.
+//!
+//! - `layer`: one layer forward, for sampling and learning alike
+//! - `backward`: one layer backward, from the activations that were kept
+//! - `tape`: learning passes; `vocabulary`: log-probs and their gradient
+//! - `buffers`: the memory that they work in, allocated once
+
+mod backward;
+mod buffers;
+mod layer;
+mod tape;
+mod vocabulary;
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::Tensor;
+use half::bf16;
+
+use crate::{
+    adapter::{Adapter, LayerPairs, LoraPair},
+    config::ModelConfig,
+    dropout::{DropMask, Dropout},
+    error::Result,
+    kernels::{
+        attention::Heads,
+        bf16::to_bf16,
+        matmul::{Format, Frozen, Rows, Then, matmul, product},
+    },
+    lora::LoraModule,
+    tensors::with_slices,
+};
+
+pub(crate) use buffers::{Activations, Workspace, sized};
+pub(crate) use layer::Attend;
+pub(crate) use tape::HostTape;
+
+/// A model's frozen weights, packed for the CPU's kernels.
+#[derive(Debug)]
+pub(crate) struct HostModel {
+    pub(crate) heads: Heads,
+    pub(crate) format: Format,
+    pub(crate) embedding: HostLinear,
+    pub(crate) head: Option<HostLinear>,
+    pub(crate) layers: Vec<HostLayer>,
+    pub(crate) norm: HostNorm,
+    /// Activations of layers that no tape holds at present: memory that is used again.
+    pool: Mutex<Vec<Activations>>,
+    work: Mutex<Vec<Workspace>>,
+}
+
+/// One layer's frozen weights.
+#[derive(Debug)]
+pub(crate) struct HostLayer {
+    pub(crate) input_norm: HostNorm,
+    pub(crate) post_norm: HostNorm,
+    pub(crate) q_norm: Option<HostNorm>,
+    pub(crate) k_norm: Option<HostNorm>,
+    /// In the order of [`LoraModule::ALL`].
+    pub(crate) linears: [HostLinear; 7],
+}
+
+/// The weight of an RMSNorm.
+#[derive(Debug)]
+pub(crate) struct HostNorm {
+    pub(crate) weight: Vec<f32>,
+    pub(crate) eps: f32,
+}
+
+/// A frozen linear layer: packed for `x Wᵀ`, and for `x W` where gradients are asked for.
+#[derive(Debug)]
+pub(crate) struct HostLinear {
+    pub(crate) forward: Frozen,
+    pub(crate) backward: Option<Frozen>,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl HostLinear {
+    /// Packs `weight` `[outer, inner]`; `train`: for the backward pass as well.
+    pub(crate) fn new(
+        weight: &Tensor,
+        bias: Option<Vec<f32>>,
+        format: Format,
+        train: bool,
+    ) -> Result<Self> {
+        let (outer, inner) = weight.dims2()?;
+        let weight = weight.to_dtype(candle_core::DType::F32)?;
+        let (forward, backward) = with_slices(&[&weight], |s| {
+            let forward = Frozen::transposed(s[0], outer, inner, format);
+            (
+                forward,
+                train.then(|| Frozen::direct(s[0], outer, inner, format)),
+            )
+        })?;
+        Ok(Self {
+            forward,
+            backward,
+            bias,
+        })
+    }
+
+    /// The rows `ids` of the matrix, `[ids, inner]`: an embedding's look-up.
+    fn gather(&self, ids: &[u32], out: &mut Vec<f32>) {
+        let inner = self.forward.inner();
+        sized(out, ids.len() * inner);
+        for (row, id) in out.chunks_exact_mut(inner).zip(ids) {
+            self.forward.column(*id as usize, row);
+        }
+    }
+}
+
+/// The angles of a pass's rows: cosines and sines `[rows, head_dim / 2]`.
+#[derive(Debug, Default)]
+pub(crate) struct Angles {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+}
+
+/// LoRA as one layer of a pass uses it.
+pub(crate) struct LayerLora<'a> {
+    pairs: &'a LayerPairs,
+    scale: f32,
+    dropout: Option<(Dropout, &'a Arc<Vec<u64>>)>,
+    layer: usize,
+}
+
+impl<'a> LayerLora<'a> {
+    /// Layer `layer` of `adapter`; `dropout` with the keys of the pass's rows.
+    pub(crate) fn new(
+        adapter: &'a Adapter,
+        layer: usize,
+        dropout: Option<(Dropout, &'a Arc<Vec<u64>>)>,
+    ) -> Self {
+        Self {
+            pairs: &adapter.layers[layer],
+            scale: adapter.config.scale(),
+            dropout,
+            layer,
+        }
+    }
+
+    fn pair(&self, module: LoraModule) -> Option<&'a LoraPair> {
+        self.pairs[module as usize].as_ref()
+    }
+
+    fn mask(&self, module: LoraModule) -> Option<DropMask> {
+        self.dropout
+            .map(|(dropout, keys)| DropMask::new(dropout, keys, self.layer, module as usize))
+    }
+
+    /// low = s · dropout(x) · Aᵀ, `[rows, rank]`.
+    fn low(&self, module: LoraModule, pair: &LoraPair, x: &[f32], low: &mut Vec<f32>) -> Result<()> {
+        let a = &pair.packed()?.a;
+        sized(low, x.len() / a.inner() * a.columns());
+        match self.mask(module) {
+            None => matmul(x, a, low, crate::kernels::matmul::Store::Scaled(self.scale)),
+            Some(mask) => matmul(
+                &mask.apply(x, a.inner()),
+                a,
+                low,
+                crate::kernels::matmul::Store::Scaled(self.scale),
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// Rows that a product reads, in f32 and, where the weights are bf16, rounded to that.
+#[derive(Clone, Copy)]
+struct Operand<'a> {
+    wide: &'a [f32],
+    rows: Rows<'a>,
+}
+
+impl HostModel {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        format: Format,
+        embedding: HostLinear,
+        head: Option<HostLinear>,
+        layers: Vec<HostLayer>,
+        norm: HostNorm,
+    ) -> Self {
+        Self {
+            heads: Heads {
+                queries: config.heads,
+                keys: config.kv_heads,
+                width: config.head_dim,
+            },
+            format,
+            embedding,
+            head,
+            layers,
+            norm,
+            pool: Mutex::default(),
+            work: Mutex::default(),
+        }
+    }
+
+    /// The output projection, `[vocab, hidden]`.
+    pub(crate) fn output(&self) -> &HostLinear {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    pub(crate) fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) {
+        self.embedding.gather(tokens, out);
+    }
+
+    fn operand<'a>(&self, wide: &'a [f32], half: &'a mut Vec<bf16>) -> Operand<'a> {
+        let rows = match self.format {
+            Format::F32 => Rows::F32(wide),
+            Format::Bf16 => {
+                half.resize(wide.len(), bf16::ZERO);
+                to_bf16(wide, half);
+                Rows::Bf16(half)
+            }
+        };
+        Operand { wide, rows }
+    }
+
+    /// Logits of final-normed rows: hidden `[rows, hidden]` to `[rows, vocab]`.
+    pub(crate) fn logits(&self, hidden: &[f32], half: &mut Vec<bf16>, logits: &mut Vec<f32>) {
+        let output = &self.output().forward;
+        sized(logits, hidden.len() / output.inner() * output.columns());
+        let x = self.operand(hidden, half);
+        product(x.rows, output, logits, Then::default());
+    }
+
+    /// Takes a layer's activations out of the pool, or makes empty ones.
+    fn take(&self) -> Activations {
+        lock(&self.pool).pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, activations: impl IntoIterator<Item = Activations>) {
+        lock(&self.pool).extend(activations);
+    }
+
+    /// Runs `f` with a workspace that nobody else uses meanwhile.
+    pub(crate) fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace) -> R) -> R {
+        let mut work = lock(&self.work).pop().unwrap_or_default();
+        let done = f(&mut work);
+        lock(&self.work).push(work);
+        done
+    }
+}
+
+/// A poisoned pool holds plain memory: nothing in it can be half-done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
