@@ -5,13 +5,17 @@
 //! worker that decodes it beside 63 others and in a learner that runs whole sequences. Products are
 //! accumulated over K in order with fused multiply-adds; there is no other order to choose.
 //!
+//! - [`team`]: the threads that share the work
 //! - [`matmul`]: products with a matrix packed once (frozen weights, LoRA factors, the vocabulary)
+//! - [`bf16`]: rounding to bf16 and back
 //! - [`attention`]: one query row over its keys; the backward pass of a tree of sequences
 //! - [`rows`]: RMSNorm, SiLU·up, rotary embedding
 //! - [`math`]: exp, dot products and sums in lanes of 16
 //!
 //! Loops over lanes of 16 are compiled three times (AVX-512, AVX2 + FMA, the target's baseline) and
-//! chosen at run time ([`level`]); all three give the same bits.
+//! chosen at run time ([`level`]); all three give the same bits. The one exception has a name of its own
+//! ([`numerics`]): products of bf16 by the processor's dot-product instruction, whose sums round
+//! otherwise than fused multiply-adds.
 
 #![allow(
     unsafe_code,
@@ -19,9 +23,13 @@
 )]
 
 pub mod attention;
+pub mod bf16;
 pub mod math;
 pub mod matmul;
 pub mod rows;
+pub mod team;
+
+pub use self::matmul::numerics;
 
 use std::sync::OnceLock;
 
@@ -34,6 +42,8 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with BF16's dot products.
+    Avx512Bf16,
 }
 
 /// The level that kernels run at on this machine.
@@ -50,6 +60,7 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
     match (fma, avx512) {
+        (true, true) if is_x86_feature_detected!("avx512bf16") => Level::Avx512Bf16,
         (true, true) => Level::Avx512,
         (true, false) => Level::Avx2,
         _ => Level::Portable,
@@ -59,6 +70,18 @@ fn detect() -> Level {
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
     Level::Portable
+}
+
+/// The levels that this machine can run, the lowest first.
+#[cfg(test)]
+pub(crate) fn levels() -> impl Iterator<Item = Level> {
+    let all = [
+        Level::Portable,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Avx512Bf16,
+    ];
+    all.into_iter().filter(|l| *l <= level())
 }
 
 /// Defines `$name` as `$body` compiled for each [`Level`] and chosen at run time. `$body` must be
@@ -78,8 +101,10 @@ macro_rules! dispatch {
                     $body($($arg),*)
                 }
                 match $crate::kernels::level() {
-                    // SAFETY: `level` found these features on this processor.
-                    $crate::kernels::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::kernels::Level::Avx512 | $crate::kernels::Level::Avx512Bf16 => {
+                        // SAFETY: `level` found these features on this processor.
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: as above.
                     $crate::kernels::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::kernels::Level::Portable => {}

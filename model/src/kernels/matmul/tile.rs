@@ -1,0 +1,286 @@
+//! From a product to its register tiles: tasks, blocks, shapes, and the kernel of each.
+//!
+//! A tile of some rows by some panels stays in registers while k runs from 0 to K in order; shapes
+//! and blocks change what is computed beside an output, never the order of its own sum.
+
+use std::mem::MaybeUninit;
+
+use super::{
+    super::{Level, math::LANES, team},
+    Add, Thin, portable,
+};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// Rows of x that a task carries through the panels, so that they stay in the second-level cache. A
+/// multiple of every tile's height.
+const BLOCK_ROWS: usize = 96;
+/// Bytes of a row of x after which a tile's sums are set aside, so that a group of panels stays in
+/// the second-level cache for all rows of the block.
+const BLOCK_BYTES: usize = 4096;
+/// Panels of the widest tile that has more than four rows.
+const TILE_PANELS: usize = 3;
+/// Panels of a tile of at most four rows.
+const WIDE_PANELS: usize = 6;
+/// Multiplications below which threads cost more than they give.
+const ALONE: usize = 1 << 17;
+
+/// The arithmetic of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// x and w in f32, one fused multiply-add a k.
+    F32,
+    /// x and w in bf16, the processor's dot product of two k's.
+    Dot,
+    /// x in f32 and w in bf16, one fused multiply-add a k.
+    Widened,
+}
+
+impl Kind {
+    /// Bytes of an element of x.
+    fn size(self) -> usize {
+        if self == Self::Dot { 2 } else { 4 }
+    }
+
+    /// k's in a group of w.
+    fn step(self) -> usize {
+        if self == Self::F32 { 1 } else { 2 }
+    }
+}
+
+/// A product: rows of x, packed w, and where the outputs go.
+pub(super) struct Job<'a> {
+    pub(super) level: Level,
+    pub(super) kind: Kind,
+    /// `[rows, inner]` of f32 or bf16, by kind.
+    pub(super) x: *const u8,
+    /// Groups of 64 bytes, a panel after the other.
+    pub(super) w: *const f32,
+    pub(super) rows: usize,
+    pub(super) inner: usize,
+    pub(super) columns: usize,
+    /// `[rows, columns]`.
+    pub(super) out: *mut f32,
+    pub(super) finish: Finish<'a>,
+}
+
+/// What happens to a finished sum, in this order: `s · sum + bias + low · B + add`.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub(super) scale: f32,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) thin: Option<Thin<'a>>,
+    pub(super) add: Add<'a>,
+}
+
+// SAFETY: tasks read x and w and write disjoint parts of out (see `run`).
+unsafe impl Sync for Job<'_> {}
+
+/// A register tile's place: its first row and panel, and a run of k.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    /// The first row, from the run's first k on, and bytes to the next row.
+    pub(super) x: *const u8,
+    pub(super) x_stride: usize,
+    /// The first panel, from the run's first k on, and floats to the next panel.
+    pub(super) w: *const f32,
+    pub(super) w_stride: usize,
+    /// k's of the run.
+    pub(super) k: usize,
+    /// The tile's place in out, and floats to the next row.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// Sums between two runs of k: rows of this many floats.
+    pub(super) partial: *mut f32,
+    pub(super) partial_stride: usize,
+    /// The run begins at k = 0.
+    pub(super) first: bool,
+    /// The run ends at K.
+    pub(super) last: bool,
+    /// The first row and column, and the columns from there to N.
+    pub(super) row: usize,
+    pub(super) column: usize,
+    pub(super) columns: usize,
+    pub(super) finish: Finish<'a>,
+}
+
+impl Tile<'_> {
+    /// The tile from `rows` rows and `panels` panels on.
+    ///
+    /// # Safety
+    /// That is inside the tile.
+    pub(super) unsafe fn part(&self, rows: usize, panels: usize) -> Self {
+        let skip = panels * LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                x: self.x.add(rows * self.x_stride),
+                w: self.w.add(panels * self.w_stride),
+                out: self.out.add(rows * self.out_stride + skip),
+                partial: self.partial.add(rows * self.partial_stride + skip),
+                row: self.row + rows,
+                column: self.column + skip,
+                columns: self.columns - skip,
+                ..*self
+            }
+        }
+    }
+}
+
+/// A tile's kernel.
+type Kernel = unsafe fn(&Tile<'_>);
+
+/// Computes the product.
+///
+/// # Safety
+/// The pointers are valid for the shapes, and nobody else touches out.
+pub(super) unsafe fn run(job: &Job<'_>) {
+    // Tasks are blocks of rows by runs of panels, about four a thread; which thread takes one
+    // doesn't change a bit.
+    let panels = job.columns.div_ceil(LANES);
+    let row_blocks = job.rows.div_ceil(BLOCK_ROWS);
+    let runs = if job.rows * job.inner * job.columns < ALONE {
+        1
+    } else {
+        (4 * team::threads()).div_ceil(row_blocks)
+    };
+    let unit = if job.rows <= 4 {
+        WIDE_PANELS
+    } else {
+        TILE_PANELS
+    };
+    let run = panels.div_ceil(runs).next_multiple_of(unit);
+    let runs = panels.div_ceil(run);
+    team::for_each(row_blocks * runs, |task| {
+        let (first, from) = (task / runs * BLOCK_ROWS, task % runs * run);
+        // SAFETY: tasks cover disjoint rectangles of `out`, inside its shape by construction.
+        unsafe {
+            rectangle(
+                job,
+                first..job.rows.min(first + BLOCK_ROWS),
+                from..panels.min(from + run),
+            );
+        }
+    });
+}
+
+/// One task: the rows through the panels.
+///
+/// # Safety
+/// Rows and panels lie inside the job, whose pointers are valid; nobody else touches the outputs.
+unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) {
+    let (size, step) = (job.kind.size(), job.kind.step());
+    let block_k = BLOCK_BYTES / size;
+    let w_stride = job.inner.div_ceil(step) * LANES;
+    let mut partial = MaybeUninit::<[f32; BLOCK_ROWS * TILE_PANELS * LANES]>::uninit();
+    let partial = partial.as_mut_ptr().cast::<f32>();
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let width = tile_width(rows.len(), panels.end - panel);
+        for k0 in (0..job.inner).step_by(block_k) {
+            let k1 = job.inner.min(k0 + block_k);
+            let mut row = rows.start;
+            while row < rows.end {
+                let height = tile_height(width, rows.end - row);
+                let column = panel * LANES;
+                // SAFETY: rows, panels and k's are inside the job; `partial` holds a block of rows
+                // by the widest tile, or four rows by a wide one.
+                unsafe {
+                    let tile = Tile {
+                        x: job.x.add((row * job.inner + k0) * size),
+                        x_stride: job.inner * size,
+                        w: job.w.add(panel * w_stride + k0 / step * LANES),
+                        w_stride,
+                        k: k1 - k0,
+                        out: job.out.add(row * job.columns + column),
+                        out_stride: job.columns,
+                        partial: partial.add((row - rows.start) * width * LANES),
+                        partial_stride: width * LANES,
+                        first: k0 == 0,
+                        last: k1 == job.inner,
+                        row,
+                        column,
+                        columns: job.columns - column,
+                        finish: job.finish,
+                    };
+                    run_tile(job, &tile, height, width);
+                }
+                row += height;
+            }
+        }
+        panel += width;
+    }
+}
+
+/// Panels of the next tile: few rows take many, so that enough sums are under way at once.
+fn tile_width(rows: usize, panels: usize) -> usize {
+    match (rows, panels) {
+        (..=4, WIDE_PANELS..) => WIDE_PANELS,
+        // Not 3 and 1: a tile of one panel does little with what it loads.
+        (_, 4) => 2,
+        _ => panels.min(TILE_PANELS),
+    }
+}
+
+/// Rows of the next tile, of those that are left.
+fn tile_height(width: usize, rows: usize) -> usize {
+    let heights: &[usize] = match width {
+        1 => &[24, 16, 8, 4, 2, 1],
+        2 => &[12, 8, 6, 4, 3, 2, 1],
+        // Tiles of about one height: a low one waits for its own sums.
+        3 => return rows.div_ceil(rows.div_ceil(8)),
+        _ => return rows.min(4),
+    };
+    heights.iter().copied().find(|h| *h <= rows).unwrap_or(1)
+}
+
+/// The instance of a kernel for a tile's height and width.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_shape {
+    ($kernel:path, $height:expr, $width:expr; $($h:literal x $w:literal),+) => {{
+        use $kernel as kernel;
+        match ($height, $width) {
+            $(($h, $w) => kernel::<$h, $w> as Kernel,)+
+            _ => kernel::<1, 1>,
+        }
+    }};
+    ($kernel:path, $height:expr, $width:expr) => {
+        by_shape!($kernel, $height, $width;
+            1 x 6, 2 x 6, 3 x 6, 4 x 6,
+            1 x 3, 2 x 3, 3 x 3, 4 x 3, 5 x 3, 6 x 3, 7 x 3, 8 x 3,
+            1 x 2, 2 x 2, 3 x 2, 4 x 2, 6 x 2, 8 x 2, 12 x 2,
+            2 x 1, 4 x 1, 8 x 1, 16 x 1, 24 x 1)
+    };
+}
+
+/// # Safety
+/// The tile's rows and panels lie inside the job's.
+unsafe fn run_tile(job: &Job<'_>, tile: &Tile<'_>, height: usize, width: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if job.level >= Level::Avx512 {
+        let kernel: Kernel = match job.kind {
+            Kind::F32 => by_shape!(avx512::single, height, width),
+            Kind::Dot => by_shape!(avx512::dot, height, width),
+            Kind::Widened => by_shape!(avx512::widened, height, width),
+        };
+        // SAFETY: the level was found; the tile is the caller's promise.
+        return unsafe { kernel(tile) };
+    }
+    let (most, kernel): (usize, fn(usize) -> Kernel) = match (job.level, job.kind) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx2, Kind::F32) => (6, avx2::single),
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx2, _) => (6, avx2::widened),
+        (_, Kind::F32) => (4, portable::single),
+        _ => (4, portable::widened),
+    };
+    let mut row = 0;
+    while row < height {
+        let part = most.min(height - row);
+        for panel in 0..width {
+            // SAFETY: the part lies inside the tile, and the level was found.
+            unsafe { kernel(part)(&tile.part(row, panel)) };
+        }
+        row += part;
+    }
+}
