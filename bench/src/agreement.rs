@@ -168,14 +168,16 @@ fn decoded(
     completions: &[Vec<u32>],
 ) -> Result<Vec<f32>> {
     let mut cache = decoder.new_cache(completions.len(), (PROMPT + COMPLETION) as usize)?;
-    let (kv, first) = decoder.prefill(&mut cache, prompt, Some(adapter))?;
+    let (kv, first) = decoder
+        .prefill(&mut cache, &[prompt], Some(adapter))?
+        .remove(0);
     let mut scratch = Scratch::default();
     let mut score = |logits: &[f32], token| {
         Distribution::FULL
             .log_prob(logits, token, &mut scratch)
             .logprob
     };
-    let mut found = Vec::new();
+    let (mut found, mut logits) = (Vec::new(), Vec::new());
     for (slot, completion) in completions.iter().enumerate() {
         cache.attach(slot, &kv)?;
         found.extend(completion.first().map(|token| score(&first, *token)));
@@ -186,10 +188,10 @@ fn decoded(
             .enumerate()
             .map(|(slot, c)| (slot, c[t - 1]))
             .collect();
-        let logits = decoder.decode(&mut cache, &step, Some(adapter))?;
-        let rows = logits.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
+        decoder.decode(&mut cache, &step, Some(adapter), &mut logits)?;
         found.extend(
-            rows.iter()
+            logits
+                .chunks_exact(decoder.config().vocab_size)
                 .zip(completions)
                 .map(|(row, c)| score(row, c[t])),
         );
@@ -212,11 +214,12 @@ fn gradient(
         keep: Keep::Activations,
         dropout: None,
     };
-    let tape = decoder.forward(&rows, Some(adapter), &options)?;
-    let hidden = tape.hidden().clone();
-    let d = decoder.log_probs_backward(&hidden, &targets, &Distribution::FULL, &slopes)?;
+    let mut tape = decoder.forward(&rows, Some(adapter), &options)?;
+    decoder.log_probs(&mut tape, &targets, &Distribution::FULL)?;
+    let mut sums = decoder.gradients();
+    decoder.backward(tape, &slopes, adapter, &mut sums)?;
     let mut all = Vec::new();
-    for gradient in decoder.backward(tape, &d, adapter)? {
+    for gradient in sums.into_tensors(adapter)?.unwrap_or_default() {
         let gradient = gradient.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         all.extend(gradient.flatten_all()?.to_vec1::<f32>()?);
     }

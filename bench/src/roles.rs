@@ -157,7 +157,7 @@ impl Roles {
         for task in tasks {
             // Its logits come back to the host, so it is done when it returns.
             self.decoder
-                .prefill(&mut cache, &task.prompt, Some(self.trainer.adapter()))?;
+                .prefill(&mut cache, &[&task.prompt], Some(self.trainer.adapter()))?;
         }
         Ok(began.elapsed().as_secs_f64())
     }

@@ -6,7 +6,7 @@ use tina_proto::v1::DeviceInfo;
 
 /// The device "cpu" or "cuda:N" for the coordinator; `numerics` as far as they are known.
 pub(crate) fn device_info(device: &str, numerics: String) -> DeviceInfo {
-    tina_proto::host::device_info(device, numerics, rayon::current_num_threads())
+    tina_proto::host::device_info(device, numerics, tina_model::kernels::team::threads())
 }
 
 /// Peak resident memory of this process in bytes; 0 where the system does not tell.

@@ -151,7 +151,7 @@ impl<'a> Work<'a> {
             Keep::Activations
         };
         let options = ForwardOptions { keep, dropout };
-        let mut sum: Option<Vec<Tensor>> = None;
+        let mut sums = decoder.gradients();
         let mut stats = LossStats::default();
         let mut entropy = 0.0;
         let mut completions = 0;
@@ -187,19 +187,7 @@ impl<'a> Work<'a> {
                 &mut stats,
             );
             let forwarded = Instant::now();
-            let hidden = tape.hidden().clone();
-            let d_hidden =
-                decoder.log_probs_backward(&hidden, &packed.targets, &packed.dist, &slopes)?;
-            drop(hidden);
-            let gradients = decoder.backward(tape, &d_hidden, adapter)?;
-            sum = Some(match sum {
-                None => gradients,
-                Some(sum) => sum
-                    .iter()
-                    .zip(&gradients)
-                    .map(|(sum, gradient)| sum + gradient)
-                    .collect::<Result<_, _>>()?,
-            });
+            decoder.backward(tape, &slopes, adapter, &mut sums)?;
             decoder.device().synchronize()?;
             completions += packed.completions.len() as u32;
             progress
@@ -209,7 +197,7 @@ impl<'a> Work<'a> {
             cost.seconds_backward += forwarded.elapsed().as_secs_f64();
         }
         Ok(BatchGradient {
-            gradients: sum,
+            gradients: sums.into_tensors(adapter)?,
             stats,
             entropy,
             completions,
@@ -263,8 +251,8 @@ impl<'a> Packed<'a> {
         adapter: Option<&Adapter>,
         options: &ForwardOptions,
     ) -> Result<(tina_model::Tape, Vec<TokenLogProb>), TrainError> {
-        let tape = decoder.forward(&self.rows, adapter, options)?;
-        let scored = decoder.log_probs(tape.hidden(), &self.targets, &self.dist)?;
+        let mut tape = decoder.forward(&self.rows, adapter, options)?;
+        let scored = decoder.log_probs(&mut tape, &self.targets, &self.dist)?;
         Ok((tape, scored))
     }
 

@@ -2,7 +2,10 @@
 
 use std::f32::consts::PI;
 
-use crate::error::{ModelError, Result};
+use crate::{
+    error::{ModelError, Result},
+    kernels::attention::Heads,
+};
 
 mod hf_json;
 #[cfg(test)]
@@ -182,6 +185,15 @@ impl ModelConfig {
             }
         }
         tensors
+    }
+
+    /// The shape of its attention heads.
+    pub(crate) fn shape_of_heads(&self) -> Heads {
+        Heads {
+            queries: self.heads,
+            keys: self.kv_heads,
+            width: self.head_dim,
+        }
     }
 
     /// The rotary frequencies, `head_dim / 2` of them in radians per position, and the factor that

@@ -12,14 +12,14 @@ use crate::{
     config::ModelConfig,
     error::{ModelError, Result},
     host::{Angles, HostModel},
-    kernels::{attention::Heads, matmul},
+    kernels::matmul,
     kv::{KvCache, PromptKv},
     load::{LoadOptions, Loader},
     packed_rows::PackedRows,
     weights::Weights,
 };
 
-/// Rows of prompts that are computed at a time.
+/// Rows of prompts that are computed at a time on a CPU; their number changes no bits.
 const PREFILL_ROWS: usize = 512;
 
 /// A model's frozen weights, ready to compute.
@@ -50,7 +50,7 @@ impl Decoder {
         weights: &dyn Weights,
         options: &LoadOptions,
     ) -> Result<Self> {
-        let body = Loader::new(config, weights, options)?.body()?;
+        let body = Loader::new(config, weights, options).body()?;
         let (frequencies, attention_factor) = config.rope_frequencies();
         Ok(Self {
             config: config.clone(),
@@ -81,27 +81,17 @@ impl Decoder {
         }
     }
 
-    fn heads(&self) -> Heads {
-        let c = &self.config;
-        Heads {
-            queries: c.heads,
-            keys: c.kv_heads,
-            width: c.head_dim,
-        }
-    }
-
     /// A cache for `slots` sequences of at most `max_tokens` tokens.
     ///
     /// # Errors
     /// When the device has no room.
     pub fn new_cache(&self, slots: usize, max_tokens: usize) -> Result<KvCache> {
-        let (heads, layers) = (self.heads(), self.config.layers);
-        match &self.body {
-            Body::Host(_) => KvCache::on_host(heads, layers, slots, max_tokens),
-            Body::Composed(model) => {
-                KvCache::on_device(heads, layers, slots, max_tokens, model.dtype, &self.device)
-            }
-        }
+        let (heads, layers) = (self.config.shape_of_heads(), self.config.layers);
+        let (host, dtype) = match &self.body {
+            Body::Host(_) => (true, DType::F32),
+            Body::Composed(model) => (false, model.dtype),
+        };
+        KvCache::new(heads, layers, slots, max_tokens, host, dtype, &self.device)
     }
 
     /// Checks that token ids are in the vocabulary and positions in the context.
@@ -168,42 +158,28 @@ impl Decoder {
         prompts: &[&[u32]],
         adapter: Option<&Adapter>,
     ) -> Result<Vec<(PromptKv, Vec<f32>)>> {
-        let mut done = Vec::with_capacity(prompts.len());
-        let mut rest = prompts;
-        while !rest.is_empty() {
-            // As many as fit into a pass; a long one goes alone.
-            let mut rows = PackedRows::new();
-            let mut taken = 0;
-            for prompt in rest {
-                if prompt.is_empty() {
-                    return Err(ModelError::OutOfRange("an empty prompt".into()));
-                }
-                cache.check_prompt(prompt.len())?;
-                if taken > 0 && rows.len() + prompt.len() > PREFILL_ROWS {
-                    break;
-                }
-                rows.push_sequence(0, prompt);
-                taken += 1;
-            }
-            self.check_tokens(&rows.tokens, &rows.positions)?;
-            match &self.body {
-                Body::Host(model) => {
-                    let angles = self.angles(&rows.positions);
-                    done.extend(model.prefill(cache, &rows, angles, adapter)?);
-                }
-                Body::Composed(model) => {
-                    for prompt in &rest[..taken] {
-                        let mut rows = PackedRows::new();
-                        rows.push_sequence(0, prompt);
-                        let pass = self.composed_pass(&rows)?;
-                        let (layers, logits) = model.prefill(prompt, &pass, adapter)?;
-                        done.push((PromptKv::of_tensors(prompt.len(), layers), logits));
-                    }
-                }
-            }
-            rest = &rest[taken..];
+        for prompt in prompts {
+            let last = prompt.len().checked_sub(1);
+            let last = last.ok_or_else(|| ModelError::OutOfRange("an empty prompt".into()))?;
+            cache.check_prompt(prompt.len())?;
+            self.check_tokens(prompt, &[last as u32])?;
         }
-        Ok(done)
+        match &self.body {
+            Body::Host(model) => {
+                let angles = |positions: &[u32]| self.angles(positions);
+                model.prefill(cache, prompts, PREFILL_ROWS, angles, adapter)
+            }
+            Body::Composed(model) => prompts
+                .iter()
+                .map(|prompt| {
+                    let mut rows = PackedRows::new();
+                    rows.push_sequence(0, prompt);
+                    let pass = self.composed_pass(&rows)?;
+                    let (layers, logits) = model.prefill(prompt, &pass, adapter)?;
+                    Ok((PromptKv::from_tensors(prompt.len(), layers), logits))
+                })
+                .collect(),
+        }
     }
 
     /// One decoding step: each slot takes its token; f32 logits `[n, vocab]` into `logits`, in the
@@ -226,14 +202,14 @@ impl Decoder {
         }
         self.check_tokens(&tokens, &[])?;
         let plan = cache.plan(&slots)?;
-        self.check_tokens(&[], plan.positions())?;
+        self.check_tokens(&[], &plan.positions)?;
         match &self.body {
             Body::Host(model) => {
-                let angles = self.angles(plan.positions());
+                let angles = self.angles(&plan.positions);
                 model.decode(cache, &plan, &tokens, &angles, adapter, logits)
             }
             Body::Composed(model) => {
-                let angles = self.composed_angles(plan.positions())?;
+                let angles = self.composed_angles(&plan.positions)?;
                 let found = model.decode(cache, &plan, &tokens, &angles, adapter)?;
                 let found = found.to_dtype(DType::F32)?.flatten_all()?;
                 *logits = found.to_vec1()?;

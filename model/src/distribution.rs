@@ -4,9 +4,17 @@
 //! get the same bits, truncation included. Order: temperature, min-p, top-k, top-p; the kept tokens'
 //! probabilities are renormalised.
 
+use std::cell::RefCell;
+
+use half::bf16;
+
 use crate::{
     error::{ModelError, Result},
-    kernels::math::{self, CHUNK, ExpSum},
+    kernels::{
+        elementwise::scaled_to_bf16,
+        math::{self, CHUNK, ExpSum},
+        team,
+    },
 };
 
 /// A sampling distribution over the vocabulary.
@@ -32,7 +40,7 @@ pub struct Sampled {
 }
 
 /// A token's log-prob, and the entropy of the distribution, in nats.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenLogProb {
     /// Natural log of the token's probability.
     pub logprob: f32,
@@ -203,6 +211,26 @@ impl Distribution {
         }
     }
 
+    /// The probabilities of the row that `scratch` was used for last, in bf16; 0 for tokens that
+    /// are cut off.
+    pub(crate) fn probabilities(&self, scratch: &Scratch, out: &mut [bf16]) {
+        let sum = |ids: &[u32]| -> f64 {
+            ids.iter()
+                .map(|id| f64::from(scratch.exps[*id as usize]))
+                .sum()
+        };
+        if self.truncates() {
+            let share = (1.0 / sum(&scratch.kept)) as f32;
+            out.fill(bf16::ZERO);
+            for id in &scratch.kept {
+                out[*id as usize] = bf16::from_f32(scratch.exps[*id as usize] * share);
+            }
+        } else {
+            let total: f64 = scratch.sums.iter().sum();
+            scaled_to_bf16(&scratch.exps, (1.0 / total) as f32, out);
+        }
+    }
+
     /// Fills `scratch.kept` with the kept ids, ascending, and returns the sum of their exps.
     fn truncate(
         &self,
@@ -247,6 +275,16 @@ impl Distribution {
         kept.sort_unstable();
         kept.iter().map(|id| f64::from(exps[*id as usize])).sum()
     }
+}
+
+/// Runs `f` on every item, on all threads, each with a scratch of its own.
+pub fn each_row<T: Send>(items: &mut [T], f: impl Fn(&mut T, &mut Scratch) + Sync) {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> = RefCell::default();
+    }
+    team::for_each_chunk(items, 1, |_, items| {
+        SCRATCH.with_borrow_mut(|scratch| items.iter_mut().for_each(|item| f(item, scratch)));
+    });
 }
 
 /// The id of the largest logit, the lowest among equals.

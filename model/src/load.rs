@@ -5,23 +5,26 @@ use std::str::FromStr;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
+    composed::{ComposedModel, Layer, linear::Linear, rows::RmsNorm},
     config::ModelConfig,
-    decoder::Layer,
+    decoder::Body,
     error::{ModelError, Result},
+    host::{HostLayer, HostLinear, HostModel, HostNorm},
+    kernels::matmul::Format,
     lora::LoraModule,
-    ops::{linear::Linear, rows::RmsNorm},
+    tensors::with_slices,
     weights::Weights,
 };
 
 /// The type that frozen weights are computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// As the device computes best: f32 on a CPU, bf16 on a GPU.
+    /// bf16; on a CPU f32 where the model is stored in f32.
     #[default]
     Auto,
     /// Single precision.
     F32,
-    /// Half of it, with f32's range; not on a CPU.
+    /// Half of it, with f32's range; sums are f32.
     Bf16,
     /// Double precision, composed: what gradients are checked against.
     F64,
@@ -52,8 +55,8 @@ pub struct LoadOptions {
     pub dtype: Dtype,
     /// Whether gradients will be asked for; on a CPU that keeps a second packing of every weight.
     pub train: bool,
-    /// By fused kernels where there are any (a CPU); `false`: composed of candle's operations, as
-    /// on a GPU, for comparison.
+    /// By the kernels of a CPU; `false`: composed of candle's operations, as on a GPU, for
+    /// comparison.
     pub fused: bool,
 }
 
@@ -102,33 +105,188 @@ pub fn parse_device(text: &str) -> Result<Device> {
 
 /// Brings weights into the form that the device computes with.
 pub(crate) struct Loader<'a> {
+    config: &'a ModelConfig,
     weights: &'a dyn Weights,
     options: &'a LoadOptions,
-    pub(crate) dtype: DType,
-    pub(crate) fused: bool,
+}
+
+/// What a linear layer of a model is called and how large it is.
+struct Spec {
+    path: String,
+    outer: usize,
+    inner: usize,
+    bias: bool,
+    /// Whether gradients go through it.
+    train: bool,
 }
 
 impl<'a> Loader<'a> {
-    /// Settles the type to compute in.
-    pub(crate) fn new(weights: &'a dyn Weights, options: &'a LoadOptions) -> Result<Self> {
-        let cpu = options.device.is_cpu();
-        let dtype = match (options.dtype, cpu) {
-            (Dtype::Auto | Dtype::F32, true) | (Dtype::F32, false) => DType::F32,
-            (Dtype::Auto | Dtype::Bf16, false) => DType::BF16,
-            (Dtype::F64, _) => DType::F64,
-            (Dtype::Bf16, true) => {
-                return Err(ModelError::Unsupported(
-                    "bf16 on a CPU; use model.dtype = \"auto\" or \"f32\"".into(),
-                ));
-            }
-        };
-        let fused = options.fused && cpu && dtype == DType::F32;
-        Ok(Self {
+    pub(crate) fn new(
+        config: &'a ModelConfig,
+        weights: &'a dyn Weights,
+        options: &'a LoadOptions,
+    ) -> Self {
+        Self {
+            config,
             weights,
             options,
+        }
+    }
+
+    /// All weights.
+    pub(crate) fn body(&self) -> Result<Body> {
+        let Self {
+            config, options, ..
+        } = self;
+        let cpu = options.device.is_cpu();
+        if options.fused && cpu && options.dtype != Dtype::F64 {
+            return Ok(Body::Host(self.host(self.format())?));
+        }
+        let dtype = match options.dtype {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::Auto if cpu => DType::F32,
+            Dtype::Auto | Dtype::Bf16 => DType::BF16,
+        };
+        let linear = |spec: Spec| self.dense(&spec, dtype);
+        let norm = |name: &str, width: usize| self.composed_norm(name, width);
+        Ok(Body::Composed(ComposedModel {
             dtype,
-            fused,
+            heads: config.shape_of_heads(),
+            embedding: linear(self.embedding())?,
+            head: self.head().map(linear).transpose()?,
+            layers: (0..config.layers)
+                .map(|i| {
+                    let path = format!("model.layers.{i}");
+                    let [input_norm, post_norm] = self.layer_norms(&path, norm)?;
+                    let [q_norm, k_norm] = self.head_norms(&path, norm)?;
+                    Ok(Layer {
+                        input_norm,
+                        post_norm,
+                        q_norm,
+                        k_norm,
+                        linears: self.layer_linears(&path, linear)?,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            norm: norm("model.norm.weight", config.hidden_size)?,
+        }))
+    }
+
+    /// In bf16 a model that is stored in fewer bits loses nothing, or next to nothing.
+    fn format(&self) -> Format {
+        match self.options.dtype {
+            Dtype::F32 | Dtype::F64 => Format::F32,
+            Dtype::Bf16 => Format::Bf16,
+            Dtype::Auto => {
+                let first = "model.layers.0.self_attn.q_proj.weight";
+                if self.weights.is_f32(first) {
+                    Format::F32
+                } else {
+                    Format::Bf16
+                }
+            }
+        }
+    }
+
+    fn host(&self, format: Format) -> Result<HostModel> {
+        let config = self.config;
+        let linear = |spec: Spec| self.packed(&spec, format);
+        let norm = |name: &str, width: usize| {
+            let weight = self.tensor(name, &[width], DType::F32)?.to_vec1()?;
+            Ok(HostNorm {
+                weight,
+                eps: config.rms_eps,
+            })
+        };
+        let embedding = linear(self.embedding())?;
+        let head = self.head().map(linear).transpose()?;
+        let layers = (0..config.layers)
+            .map(|i| {
+                let path = format!("model.layers.{i}");
+                let [input_norm, post_norm] = self.layer_norms(&path, norm)?;
+                let [q_norm, k_norm] = self.head_norms(&path, norm)?;
+                Ok(HostLayer {
+                    input_norm,
+                    post_norm,
+                    q_norm,
+                    k_norm,
+                    linears: self.layer_linears(&path, linear)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let norm = norm("model.norm.weight", config.hidden_size)?;
+        let heads = config.shape_of_heads();
+        Ok(HostModel::new(heads, format, embedding, head, layers, norm))
+    }
+
+    /// A tied embedding is also the output projection, and gradients go through it.
+    fn embedding(&self) -> Spec {
+        Spec {
+            path: "model.embed_tokens".into(),
+            outer: self.config.vocab_size,
+            inner: self.config.hidden_size,
+            bias: false,
+            train: self.options.train && self.config.tied_embeddings,
+        }
+    }
+
+    fn head(&self) -> Option<Spec> {
+        (!self.config.tied_embeddings).then(|| Spec {
+            path: "lm_head".into(),
+            train: self.options.train,
+            ..self.embedding()
         })
+    }
+
+    fn layer_linears<L>(&self, path: &str, load: impl Fn(Spec) -> Result<L>) -> Result<[L; 7]> {
+        let linear = |module: LoraModule| {
+            let (inner, outer) = module.widths(self.config);
+            load(Spec {
+                path: format!("{path}.{}", module.path()),
+                outer,
+                inner,
+                bias: self.config.qkv_bias && module <= LoraModule::V,
+                train: self.options.train,
+            })
+        };
+        let [q, k, v, o, gate, up, down] = LoraModule::ALL;
+        Ok([
+            linear(q)?,
+            linear(k)?,
+            linear(v)?,
+            linear(o)?,
+            linear(gate)?,
+            linear(up)?,
+            linear(down)?,
+        ])
+    }
+
+    fn layer_norms<N>(
+        &self,
+        path: &str,
+        load: impl Fn(&str, usize) -> Result<N>,
+    ) -> Result<[N; 2]> {
+        let norm = |side: &str| {
+            let name = format!("{path}.{side}_layernorm.weight");
+            load(&name, self.config.hidden_size)
+        };
+        Ok([norm("input")?, norm("post_attention")?])
+    }
+
+    fn head_norms<N>(
+        &self,
+        path: &str,
+        load: impl Fn(&str, usize) -> Result<N>,
+    ) -> Result<[Option<N>; 2]> {
+        let norm = |side: &str| {
+            let name = format!("{path}.self_attn.{side}_norm.weight");
+            self.config
+                .qk_norm
+                .then(|| load(&name, self.config.head_dim))
+                .transpose()
+        };
+        Ok([norm("q")?, norm("k")?])
     }
 
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -136,75 +294,35 @@ impl<'a> Loader<'a> {
         Ok(tensor.to_dtype(dtype)?.to_device(&self.options.device)?)
     }
 
-    pub(crate) fn linear(
-        &self,
-        path: &str,
-        (outer, inner): (usize, usize),
-        bias: bool,
-        train: bool,
-    ) -> Result<Linear> {
-        let bias = bias
-            .then(|| self.tensor(&format!("{path}.bias"), &[outer], self.dtype))
-            .transpose()?;
-        let name = format!("{path}.weight");
-        if self.fused {
-            return Ok(Linear::packed(
-                &self.weights.load(&name, &[outer, inner])?,
-                bias,
-                train,
-            )?);
-        }
-        Ok(Linear::dense(
-            self.tensor(&name, &[outer, inner], self.dtype)?,
-            bias,
-        )?)
+    fn dense(&self, spec: &Spec, dtype: DType) -> Result<Linear> {
+        let bias = spec.bias.then(|| {
+            let name = format!("{}.bias", spec.path);
+            self.tensor(&name, &[spec.outer], dtype)
+        });
+        let name = format!("{}.weight", spec.path);
+        Ok(Linear {
+            weight: self.tensor(&name, &[spec.outer, spec.inner], dtype)?,
+            bias: bias.transpose()?,
+        })
     }
 
-    pub(crate) fn norm(&self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(
-            self.tensor(name, &[width], DType::F32)?,
-            eps,
-            self.fused,
-        ))
+    fn packed(&self, spec: &Spec, format: Format) -> Result<HostLinear> {
+        let bias = spec.bias.then(|| {
+            let name = format!("{}.bias", spec.path);
+            Ok::<_, ModelError>(self.tensor(&name, &[spec.outer], DType::F32)?.to_vec1()?)
+        });
+        let name = format!("{}.weight", spec.path);
+        let weight = self.tensor(&name, &[spec.outer, spec.inner], DType::F32)?;
+        let bias = bias.transpose()?;
+        Ok(with_slices(&[&weight], |s| {
+            HostLinear::new(s[0], spec.outer, spec.inner, bias, format, spec.train)
+        })?)
     }
 
-    pub(crate) fn layer(&self, config: &ModelConfig, path: &str) -> Result<Layer> {
-        let linear = |module: LoraModule| {
-            let (inner, outer) = module.widths(config);
-            let bias = config.qkv_bias && module <= LoraModule::V;
-            let path = format!("{path}.{}", module.path());
-            self.linear(&path, (outer, inner), bias, self.options.train)
-        };
-        let head_norm = |side: &str| {
-            let name = format!("{path}.self_attn.{side}_norm.weight");
-            config
-                .qk_norm
-                .then(|| self.norm(&name, config.head_dim, config.rms_eps))
-                .transpose()
-        };
-        let [q, k, v, o, gate, up, down] = LoraModule::ALL;
-        Ok(Layer {
-            input_norm: self.norm(
-                &format!("{path}.input_layernorm.weight"),
-                config.hidden_size,
-                config.rms_eps,
-            )?,
-            post_norm: self.norm(
-                &format!("{path}.post_attention_layernorm.weight"),
-                config.hidden_size,
-                config.rms_eps,
-            )?,
-            q_norm: head_norm("q")?,
-            k_norm: head_norm("k")?,
-            linears: [
-                linear(q)?,
-                linear(k)?,
-                linear(v)?,
-                linear(o)?,
-                linear(gate)?,
-                linear(up)?,
-                linear(down)?,
-            ],
+    fn composed_norm(&self, name: &str, width: usize) -> Result<RmsNorm> {
+        Ok(RmsNorm {
+            weight: self.tensor(name, &[width], DType::F32)?,
+            eps: self.config.rms_eps,
         })
     }
 }

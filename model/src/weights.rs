@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -28,6 +28,9 @@ pub trait Weights: Send + Sync {
     /// When there is no such tensor, its shape is not `expected`, or its file is damaged; the error
     /// names the tensor, what was expected and what was found.
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor>;
+
+    /// Whether a tensor is stored in F32, and not in fewer bits.
+    fn is_f32(&self, name: &str) -> bool;
 }
 
 /// Weights held in memory.
@@ -50,6 +53,10 @@ impl Weights for MapWeights {
             .ok_or_else(|| missing(name, expected, "memory"))?;
         check_shape(name, tensor.dims(), expected)?;
         Ok(tensor.to_device(&Device::Cpu)?.contiguous()?)
+    }
+
+    fn is_f32(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|t| t.dtype() == DType::F32)
     }
 }
 
@@ -103,8 +110,6 @@ pub(crate) fn check_tensors(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     #[test]

@@ -81,8 +81,9 @@ fn ours(decoder: &Decoder, adapter: Option<&Adapter>) -> Vec<Vec<f32>> {
     (1..=TOKENS.len())
         .map(|n| {
             decoder
-                .prefill(&mut cache, &TOKENS[..n], adapter)
+                .prefill(&mut cache, &[&TOKENS[..n]], adapter)
                 .unwrap()
+                .remove(0)
                 .1
         })
         .collect()

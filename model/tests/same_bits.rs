@@ -54,7 +54,7 @@ fn sample(
     slots: usize,
 ) -> Vec<Vec<Completion>> {
     let mut cache = decoder.new_cache(slots, 128).unwrap();
-    let mut scratch = Scratch::default();
+    let (mut scratch, mut logits) = (Scratch::default(), Vec::new());
     let uniform = |p: usize, c: usize, t: usize| {
         (((p * 7 + c * 131 + t * 17) as f64) * 0.618_033_988_7).fract()
     };
@@ -73,8 +73,9 @@ fn sample(
                 && let Some((p, c)) = waiting.pop()
             {
                 let (kv, logits) = decoder
-                    .prefill(&mut cache, &prompts[p], Some(adapter))
-                    .unwrap();
+                    .prefill(&mut cache, &[&prompts[p]], Some(adapter))
+                    .unwrap()
+                    .remove(0);
                 cache.attach(slot, &kv).unwrap();
                 let first = dist.sample(&logits, uniform(p, c, 0), &mut scratch);
                 out[p][c].0.push(first.token);
@@ -90,12 +91,14 @@ fn sample(
         if step.is_empty() {
             return out;
         }
-        let logits = decoder.decode(&mut cache, &step, Some(adapter)).unwrap();
-        let logits: Vec<Vec<f32>> = logits.to_vec2().unwrap();
-        for ((slot, _), logits) in step.iter().zip(logits) {
+        decoder
+            .decode(&mut cache, &step, Some(adapter), &mut logits)
+            .unwrap();
+        let vocab = decoder.config().vocab_size;
+        for ((slot, _), logits) in step.iter().zip(logits.chunks_exact(vocab)) {
             let (p, c) = active[*slot].unwrap();
             let place = &mut out[p][c];
-            let drawn = dist.sample(&logits, uniform(p, c, place.0.len()), &mut scratch);
+            let drawn = dist.sample(logits, uniform(p, c, place.0.len()), &mut scratch);
             place.0.push(drawn.token);
             place.1.push(drawn.logprob);
             if place.0.len() >= lengths[c] {
@@ -150,12 +153,12 @@ fn recorded_and_recomputed_log_probs_are_equal_to_the_last_bit() {
                 let tokens: Vec<&[u32]> = group.iter().map(|c| c.0.as_slice()).collect();
                 targets.extend(rows.push_group(0, prompt, &tokens));
             }
-            let tape = decoder
+            let mut tape = decoder
                 .forward(&rows, Some(&adapter), &ForwardOptions::default())
                 .unwrap();
             let recorded = batched.iter().flatten().map(|c| &c.1);
             for (targets, recorded) in targets.iter().zip(recorded) {
-                let again = decoder.log_probs(tape.hidden(), targets, &dist).unwrap();
+                let again = decoder.log_probs(&mut tape, targets, &dist).unwrap();
                 let again: Vec<u32> = again.iter().map(|t| t.logprob.to_bits()).collect();
                 let recorded: Vec<u32> = recorded.iter().map(|x| x.to_bits()).collect();
                 assert_eq!(again, recorded, "{model_type}: learner against worker");

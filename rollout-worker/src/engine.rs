@@ -10,9 +10,9 @@ use std::{
     time::Instant,
 };
 
-use candle_core::{Device, Storage, Tensor};
-use rayon::prelude::*;
-use tina_model::{Adapter, Decoder, Distribution, KvCache, ModelError, PromptKv, Scratch};
+use tina_model::{
+    Adapter, Decoder, Distribution, KvCache, ModelError, PromptKv, Scratch, each_row,
+};
 use tina_proto::{
     v1::{AdapterLoaded, Completion, PolicyVersion, SampleFailed},
     version::{Digest, sha256},
@@ -110,7 +110,9 @@ pub struct Engine {
     prompts: HashMap<u64, Prompt>,
     held: Option<Held>,
     next: Option<(PolicyVersion, Vec<u8>)>,
-    scratches: Vec<Scratch>,
+    /// Of a decoding step, `[n, vocab]`.
+    logits: Vec<f32>,
+    scratch: Scratch,
     gauges: Arc<Gauges>,
 }
 
@@ -123,8 +125,6 @@ impl Engine {
         slots: usize,
     ) -> Result<Self, ModelError> {
         let cache = decoder.new_cache(slots, plan.max_sequence_tokens)?;
-        let mut scratches = Vec::new();
-        scratches.resize_with(rayon::current_num_threads().max(1), Scratch::default);
         Ok(Self {
             decoder,
             text,
@@ -135,7 +135,8 @@ impl Engine {
             prompts: HashMap::new(),
             held: None,
             next: None,
-            scratches,
+            logits: Vec::new(),
+            scratch: Scratch::default(),
             gauges: Arc::default(),
         })
     }
@@ -290,25 +291,77 @@ impl Engine {
     /// Gives waiting samples free slots and samples their first tokens; returns how many.
     fn place(&mut self, events: &mut Vec<Event>) -> u64 {
         let mut tokens = 0;
-        while let Some((slot, sample)) = self.queue.place() {
-            match self.begin(slot, &sample.task, sample.index) {
-                Ok(sequence) => {
-                    tokens += 1;
-                    self.sequences[slot] = Some(sequence);
-                    self.settle(slot, events);
-                }
-                Err(error) => {
-                    self.cache.release(slot);
-                    self.queue.finish(slot);
-                    events.push(Event::Failed(SampleFailed {
-                        group_id: sample.task.group_id,
-                        sample_indices: vec![sample.index],
-                        error,
-                    }));
+        loop {
+            let placed: Vec<_> = std::iter::from_fn(|| self.queue.place()).collect();
+            if placed.is_empty() {
+                return tokens;
+            }
+            let tasks: Vec<_> = placed.iter().map(|(_, sample)| &sample.task).collect();
+            let failed = self.prefill(&tasks);
+            for (slot, sample) in placed {
+                let begun = match failed.get(&sample.task.group_id) {
+                    Some(error) => Err(error.clone()),
+                    None => self.begin(slot, &sample.task, sample.index),
+                };
+                match begun {
+                    Ok(sequence) => {
+                        tokens += 1;
+                        self.sequences[slot] = Some(sequence);
+                        self.settle(slot, events);
+                    }
+                    Err(error) => {
+                        self.cache.release(slot);
+                        self.queue.finish(slot);
+                        events.push(Event::Failed(SampleFailed {
+                            group_id: sample.task.group_id,
+                            sample_indices: vec![sample.index],
+                            error,
+                        }));
+                    }
                 }
             }
         }
-        tokens
+    }
+
+    /// Computes the prompts of `tasks` that are not known yet, together; what is wrong with which
+    /// group.
+    fn prefill(&mut self, tasks: &[&Arc<GroupTask>]) -> HashMap<u64, String> {
+        let mut failed = HashMap::new();
+        let mut new: Vec<&Arc<GroupTask>> = Vec::new();
+        for task in tasks {
+            let known = self.prompts.get(&task.group_id);
+            let listed = new.iter().any(|other| other.group_id == task.group_id);
+            if !listed && known.is_none_or(|prompt| prompt.task.prompt != task.prompt) {
+                new.push(task);
+            }
+        }
+        let Some(held) = &self.held else {
+            let error = "the worker holds no adapter";
+            return new.iter().map(|t| (t.group_id, error.to_owned())).collect();
+        };
+        let mut compute = |tasks: &[&Arc<GroupTask>]| {
+            let prompts: Vec<&[u32]> = tasks.iter().map(|task| &task.prompt[..]).collect();
+            let done = self
+                .decoder
+                .prefill(&mut self.cache, &prompts, Some(&held.adapter))?;
+            for (task, (kv, logits)) in tasks.iter().zip(done) {
+                let task = Arc::clone(task);
+                let prompt = Prompt { kv, logits, task };
+                self.prompts.insert(prompt.task.group_id, prompt);
+            }
+            Ok::<_, ModelError>(())
+        };
+        if new.is_empty() || compute(&new).is_ok() {
+            return failed;
+        }
+        // One bad prompt is no reason to refuse the others.
+        for task in new {
+            if let Err(error) = compute(&[task]) {
+                let error = format!("prompt of group {}: {error}", task.group_id);
+                failed.insert(task.group_id, error);
+            }
+        }
+        failed
     }
 
     fn begin(
@@ -318,21 +371,6 @@ impl Engine {
         index: u32,
     ) -> Result<Sequence, String> {
         let held = self.held.as_ref().ok_or("the worker holds no adapter")?;
-        let known = self.prompts.get(&task.group_id);
-        if known.is_none_or(|prompt| prompt.task.prompt != task.prompt) {
-            let (kv, logits) = self
-                .decoder
-                .prefill(&mut self.cache, &task.prompt, Some(&held.adapter))
-                .map_err(|error| format!("prompt of group {}: {error}", task.group_id))?;
-            self.prompts.insert(
-                task.group_id,
-                Prompt {
-                    task: Arc::clone(task),
-                    kv,
-                    logits,
-                },
-            );
-        }
         let prompt = self
             .prompts
             .get(&task.group_id)
@@ -347,7 +385,7 @@ impl Engine {
             uniforms,
             self.plan.max_sequence_tokens,
         );
-        sequence.extend(&prompt.logits, &*self.text, &mut self.scratches[0]);
+        sequence.extend(&prompt.logits, &*self.text, &mut self.scratch);
         Ok(sequence)
     }
 
@@ -365,15 +403,20 @@ impl Engine {
         let adapter = self.held.as_ref().map(|held| &held.adapter);
         let done = self
             .decoder
-            .decode(&mut self.cache, &step, adapter)
-            .and_then(|logits| {
-                let mut sequences: Vec<&mut Sequence> =
-                    self.sequences.iter_mut().flatten().collect();
-                extend_all(&mut sequences, &logits, &*self.text, &mut self.scratches)
-            });
-        if let Err(error) = done {
-            for sequence in self.sequences.iter_mut().flatten() {
-                sequence.fail(format!("decoding: {error}"));
+            .decode(&mut self.cache, &step, adapter, &mut self.logits);
+        let sequences = self.sequences.iter_mut().flatten();
+        match done {
+            Ok(()) => {
+                let vocab = self.decoder.config().vocab_size;
+                let mut rows: Vec<_> = sequences.zip(self.logits.chunks_exact(vocab)).collect();
+                each_row(&mut rows, |(sequence, logits), scratch| {
+                    sequence.extend(logits, &*self.text, scratch);
+                });
+            }
+            Err(error) => {
+                for sequence in sequences {
+                    sequence.fail(format!("decoding: {error}"));
+                }
             }
         }
         for &(slot, _) in &step {
@@ -405,42 +448,6 @@ impl Engine {
             }),
         });
     }
-}
-
-/// Samples a token for each sequence from its row of `logits` `[n, vocab]`, on all threads.
-fn extend_all(
-    sequences: &mut [&mut Sequence],
-    logits: &Tensor,
-    text: &dyn TokenText,
-    scratches: &mut [Scratch],
-) -> Result<(), ModelError> {
-    let (rows, vocab) = logits.dims2()?;
-    let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
-    let (storage, layout) = logits.storage_and_layout();
-    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
-    else {
-        return Err(ModelError::OutOfRange(
-            "logits that are not contiguous on the CPU".into(),
-        ));
-    };
-    let values = &storage.as_slice::<f32>()?[start..end];
-    if rows != sequences.len() {
-        return Err(ModelError::OutOfRange(format!(
-            "{rows} rows of logits for {} sequences",
-            sequences.len()
-        )));
-    }
-    let share = rows.div_ceil(scratches.len()).max(1);
-    sequences
-        .par_chunks_mut(share)
-        .zip(values.par_chunks(share * vocab))
-        .zip(scratches)
-        .for_each(|((sequences, rows), scratch)| {
-            for (sequence, row) in sequences.iter_mut().zip(rows.chunks_exact(vocab)) {
-                sequence.extend(row, text, scratch);
-            }
-        });
-    Ok(())
 }
 
 #[cfg(test)]

@@ -476,7 +476,7 @@ fn load(
 }
 
 fn device_info(device: &str, numerics: String) -> DeviceInfo {
-    host::device_info(device, numerics, rayon::current_num_threads())
+    host::device_info(device, numerics, tina_model::kernels::team::threads())
 }
 
 fn load_options(model: &ModelSpec, device: &str) -> Result<LoadOptions, WorkerError> {

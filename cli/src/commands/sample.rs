@@ -193,8 +193,11 @@ impl<'a> Talk<'a> {
         let mut stop_scan = StopScan::new(&self.stop);
         let mut scratch = Scratch::default();
         let mut cache: KvCache = decoder.new_cache(1, prompt.len() + room)?;
-        let (kept, mut logits) = decoder.prefill(&mut cache, prompt, adapter.as_ref())?;
-        cache.attach(0, &kept)?;
+        let mut logits = Vec::new();
+        for (kept, first) in decoder.prefill(&mut cache, &[prompt], adapter.as_ref())? {
+            cache.attach(0, &kept)?;
+            logits = first;
+        }
         let mut printer = Printer::new(&text.tokenizer);
         for count in 1..=room {
             let uniform = self.rng.random::<f64>();
@@ -207,8 +210,8 @@ impl<'a> Talk<'a> {
                 break;
             }
             if count < room {
-                let next = decoder.decode(&mut cache, &[(0, token)], adapter.as_ref())?;
-                logits = next.squeeze(0)?.to_vec1::<f32>()?;
+                let step = [(0, token)];
+                decoder.decode(&mut cache, &step, adapter.as_ref(), &mut logits)?;
             }
         }
         printer.finish()

@@ -105,7 +105,7 @@ pub(crate) struct Pass {
 
 impl ComposedModel {
     /// The output projection, `[vocab, hidden]`.
-    fn output(&self) -> &Linear {
+    pub(crate) fn output(&self) -> &Linear {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 

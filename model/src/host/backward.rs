@@ -6,11 +6,12 @@ use super::{
     Activations, Angles, HostLayer, HostModel, HostNorm, LayerLora, buffers::Back, sized,
 };
 use crate::{
+    adapter::{Adapter, LayerPairs, LoraPair},
     error::{ModelError, Result},
     kernels::{
         attention::{self, Segment},
         matmul::{Add, Frozen, Store, Then, Thin, matmul, product, thin_gradient},
-        rows,
+        elementwise, rows,
     },
     lora::LoraModule,
 };
@@ -29,6 +30,20 @@ pub(crate) struct PairGradient {
     pub(crate) a: Vec<f32>,
     /// Of Bᵀ, `[rank, outer]`.
     pub(crate) b: Vec<f32>,
+}
+
+impl LayerGradients {
+    /// Zeros for every pair of an adapter, a layer each.
+    pub(crate) fn zeros(adapter: &Adapter) -> Vec<Self> {
+        let zero = |pair: &LoraPair| PairGradient {
+            a: vec![0.0; pair.a.elem_count()],
+            b: vec![0.0; pair.b.elem_count()],
+        };
+        let layer = |pairs: &LayerPairs| Self {
+            pairs: std::array::from_fn(|i| pairs[i].as_ref().map(zero)),
+        };
+        adapter.layers.iter().map(layer).collect()
+    }
 }
 
 /// What the layers of a backward pass share.
@@ -85,7 +100,7 @@ impl HostModel {
         linear(Gate, normed, &back.gate, &mut back.low, Add::Nothing, &mut back.normed)?;
         linear(Up, normed, &back.up, &mut back.low, Add::Out, &mut back.normed)?;
         layer.post_norm.run_backward(&a.middle, &back.normed, &mut back.middle);
-        rows::add(&mut back.middle, d);
+        elementwise::add(&mut back.middle, d);
 
         linear(O, &a.mixed, &back.middle, &mut back.low, Add::Nothing, &mut back.mixed)?;
         sized(&mut back.q, a.q.len());
@@ -101,7 +116,7 @@ impl HostModel {
             (Q, &layer.q_norm, &a.raw_q, &mut back.q),
             (K, &layer.k_norm, &a.raw_k, &mut back.k),
         ] {
-            rows::rotate_in_place(turned, &angles.cos, &angles.sin, -1.0, self.heads.width);
+            elementwise::rotate_in_place(turned, &angles.cos, &angles.sin, -1.0, self.heads.width);
             let d_out = match norm {
                 None => turned,
                 Some(norm) => {
@@ -114,7 +129,7 @@ impl HostModel {
         }
         linear(V, normed, &back.v, &mut back.low, Add::Out, &mut back.normed)?;
         layer.input_norm.run_backward(&a.input, &back.normed, d);
-        rows::add(d, &back.middle);
+        elementwise::add(d, &back.middle);
         Ok(())
     }
 
@@ -168,7 +183,7 @@ impl HostModel {
                 product(operand.rows, w, d_x, then);
                 let mut through = vec![0f32; d_x.len()];
                 matmul(low, &packed.a, &mut through, Store::Set);
-                rows::add(d_x, &mask.apply(&through, inner));
+                elementwise::add(d_x, &mask.apply(&through, inner));
             }
         }
         Ok(())

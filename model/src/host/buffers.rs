@@ -46,6 +46,8 @@ pub(crate) struct Workspace {
     pub(crate) next: Vec<f32>,
     /// Logits of a slice of rows.
     pub(crate) logits: Vec<f32>,
+    /// Of a pass's targets, `[targets, vocab]`.
+    pub(crate) probabilities: Vec<bf16>,
     /// Of the backward pass.
     pub(crate) back: Back,
 }

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     kernels::{
         matmul::{Add, Then, Thin, product},
-        rows,
+        elementwise, rows,
     },
     lora::LoraModule,
 };
@@ -54,7 +54,7 @@ impl HostModel {
                     norm.run(raw, out);
                 }
             }
-            rows::rotate_in_place(out, &angles.cos, &angles.sin, 1.0, self.heads.width);
+            elementwise::rotate_in_place(out, &angles.cos, &angles.sin, 1.0, self.heads.width);
         }
         self.linear(layer, V, x, lora, low_v, Add::Nothing, &mut a.v)?;
         sized(&mut a.mixed, a.q.len());

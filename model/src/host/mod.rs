@@ -2,37 +2,37 @@
 //!
 //! - `layer`: one layer forward, for sampling and learning alike
 //! - `backward`: one layer backward, from the activations that were kept
+//! - `sampling`: prompts and decoding steps
 //! - `tape`: learning passes; `vocabulary`: log-probs and their gradient
 //! - `buffers`: the memory that they work in, allocated once
 
 mod backward;
 mod buffers;
 mod layer;
+mod sampling;
 mod tape;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::Tensor;
 use half::bf16;
 
 use crate::{
     adapter::{Adapter, LayerPairs, LoraPair},
-    config::ModelConfig,
     dropout::{DropMask, Dropout},
     error::Result,
     kernels::{
         attention::Heads,
         bf16::to_bf16,
-        matmul::{Format, Frozen, Rows, Then, matmul, product},
+        matmul::{Format, Frozen, Rows, Then, matmul, product, Store},
     },
     lora::LoraModule,
-    tensors::with_slices,
 };
 
 pub(crate) use buffers::{Activations, Workspace, sized};
-pub(crate) use layer::Attend;
+pub(crate) use backward::LayerGradients;
 pub(crate) use tape::HostTape;
+use layer::Attend;
 
 /// A model's frozen weights, packed for the CPU's kernels.
 #[derive(Debug)]
@@ -77,25 +77,18 @@ pub(crate) struct HostLinear {
 impl HostLinear {
     /// Packs `weight` `[outer, inner]`; `train`: for the backward pass as well.
     pub(crate) fn new(
-        weight: &Tensor,
+        weight: &[f32],
+        outer: usize,
+        inner: usize,
         bias: Option<Vec<f32>>,
         format: Format,
         train: bool,
-    ) -> Result<Self> {
-        let (outer, inner) = weight.dims2()?;
-        let weight = weight.to_dtype(candle_core::DType::F32)?;
-        let (forward, backward) = with_slices(&[&weight], |s| {
-            let forward = Frozen::transposed(s[0], outer, inner, format);
-            (
-                forward,
-                train.then(|| Frozen::direct(s[0], outer, inner, format)),
-            )
-        })?;
-        Ok(Self {
-            forward,
-            backward,
+    ) -> Self {
+        Self {
+            forward: Frozen::transposed(weight, outer, inner, format),
+            backward: train.then(|| Frozen::direct(weight, outer, inner, format)),
             bias,
-        })
+        }
     }
 
     /// The rows `ids` of the matrix, `[ids, inner]`: an embedding's look-up.
@@ -152,12 +145,12 @@ impl<'a> LayerLora<'a> {
         let a = &pair.packed()?.a;
         sized(low, x.len() / a.inner() * a.columns());
         match self.mask(module) {
-            None => matmul(x, a, low, crate::kernels::matmul::Store::Scaled(self.scale)),
+            None => matmul(x, a, low, Store::Scaled(self.scale)),
             Some(mask) => matmul(
                 &mask.apply(x, a.inner()),
                 a,
                 low,
-                crate::kernels::matmul::Store::Scaled(self.scale),
+                Store::Scaled(self.scale),
             ),
         }
         Ok(())
@@ -173,7 +166,7 @@ struct Operand<'a> {
 
 impl HostModel {
     pub(crate) fn new(
-        config: &ModelConfig,
+        heads: Heads,
         format: Format,
         embedding: HostLinear,
         head: Option<HostLinear>,
@@ -181,11 +174,7 @@ impl HostModel {
         norm: HostNorm,
     ) -> Self {
         Self {
-            heads: Heads {
-                queries: config.heads,
-                keys: config.kv_heads,
-                width: config.head_dim,
-            },
+            heads,
             format,
             embedding,
             head,

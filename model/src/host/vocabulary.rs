@@ -1,17 +1,15 @@
 //! Log-probs over the vocabulary and their gradient, in slices of rows: logits are never held for a
 //! whole pass. Where a backward pass follows, its operand is: the probabilities, in bf16.
 
-use std::cell::RefCell;
-
 use half::bf16;
 
 use super::{HostModel, HostTape, backward::trainable, sized, tape::Scored};
 use crate::{
-    distribution::{Distribution, Scratch, TokenLogProb},
+    distribution::{Distribution, TokenLogProb, each_row},
     error::Result,
     kernels::{
         matmul::{Format, Rows, Then, product},
-        rows, team,
+        elementwise, team,
     },
     packed_rows::Target,
 };
@@ -68,7 +66,7 @@ impl HostModel {
                         found: TokenLogProb::default(),
                     })
                     .collect();
-                each(&mut rows, |row, scratch| {
+                each_row(&mut rows, |row, scratch| {
                     let token = row.target.token;
                     row.found = dist.log_prob(row.logits, token, scratch);
                     if let Some(out) = &mut row.probabilities {
@@ -134,7 +132,7 @@ impl HostModel {
                         .zip(slice)
                         .zip(slopes)
                         .collect();
-                    each(&mut rows, |((logits, target), slope), scratch| {
+                    each_row(&mut rows, |((logits, target), slope), scratch| {
                         dist.log_prob_gradient(logits, target.token, **slope, scratch);
                     });
                     let d = self.operand(&w.logits, &mut w.half);
@@ -142,7 +140,7 @@ impl HostModel {
                 }
                 for (target, d) in slice.iter().zip(w.next.chunks_exact(width)) {
                     let at = target.row as usize * width;
-                    rows::add(&mut sum[at..at + width], d);
+                    elementwise::add(&mut sum[at..at + width], d);
                 }
             }
             if let Some(memory) = probabilities {
@@ -165,14 +163,4 @@ fn gather(hidden: &[f32], targets: &[Target], out: &mut Vec<f32>, width: usize) 
         let at = target.row as usize * width;
         out.extend_from_slice(&hidden[at..at + width]);
     }
-}
-
-/// Runs `f` on every item, on all threads, each with a scratch of its own.
-pub(crate) fn each<T: Send>(items: &mut [T], f: impl Fn(&mut T, &mut Scratch) + Sync) {
-    thread_local! {
-        static SCRATCH: RefCell<Scratch> = RefCell::default();
-    }
-    team::for_each_chunk(items, 1, |_, items| {
-        SCRATCH.with_borrow_mut(|scratch| items.iter_mut().for_each(|item| f(item, scratch)));
-    });
 }

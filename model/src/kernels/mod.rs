@@ -24,6 +24,7 @@
 
 pub mod attention;
 pub mod bf16;
+pub mod elementwise;
 pub mod math;
 pub mod matmul;
 pub mod rows;

@@ -1,178 +1,182 @@
-#[cfg(test)]
-mod tests {
-    use candle_core::{D, DType, Device};
+use candle_core::{D, DType, Device};
 
-    use super::*;
-    use crate::{
-        Distribution, Dtype, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig, Target,
+use super::*;
+use crate::{
+    Distribution, Dtype, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig, Target,
+};
+
+fn config(model_type: &str) -> ModelConfig {
+    let json = serde_json::json!({
+        "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "hidden_act": "silu", "tie_word_embeddings": model_type == "llama",
+    });
+    ModelConfig::from_hf_json(&json.to_string()).unwrap()
+}
+
+fn adapter(config: &ModelConfig) -> Adapter {
+    let lora = LoraConfig {
+        rank: 3,
+        alpha: 6.0,
+        dropout: 0.0,
+        rslora: false,
+        target_modules: LoraModule::ALL.to_vec(),
     };
+    let fresh = Adapter::init(&lora, config, 2, &Device::Cpu).unwrap();
+    let wave = |i: usize, t: &Tensor| {
+        let n = t.elem_count();
+        let values: Vec<f32> = (0..n).map(|j| ((i * 13 + j) as f32).sin() * 0.2).collect();
+        Tensor::from_vec(values, t.dims(), &Device::Cpu).unwrap()
+    };
+    let tensors = fresh
+        .parameters()
+        .iter()
+        .enumerate()
+        .map(|(i, t)| wave(i, t))
+        .collect();
+    fresh.with_parameters(tensors).unwrap()
+}
 
-    fn config(model_type: &str) -> ModelConfig {
-        let json = serde_json::json!({
-            "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "head_dim": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
-            "hidden_act": "silu", "tie_word_embeddings": model_type == "llama",
-        });
-        ModelConfig::from_hf_json(&json.to_string()).unwrap()
+fn rows() -> (PackedRows, Vec<Target>, Vec<f32>) {
+    let mut rows = PackedRows::new();
+    let mut targets = Vec::new();
+    let groups: [(&[u32], &[&[u32]]); 2] = [
+        (&[1, 2, 3], &[&[4, 5, 6], &[7], &[8, 9]]),
+        (&[11, 12], &[&[13, 14, 15, 16]]),
+    ];
+    for (key, (prompt, completions)) in groups.into_iter().enumerate() {
+        targets.extend(
+            rows.push_group(key as u64 * 100, prompt, completions)
+                .concat(),
+        );
     }
+    let d = (0..targets.len()).map(|i| ((i * 5) as f32).cos()).collect();
+    (rows, targets, d)
+}
 
-    fn adapter(config: &ModelConfig) -> Adapter {
-        let lora = LoraConfig {
-            rank: 3,
-            alpha: 6.0,
-            dropout: 0.0,
-            rslora: false,
-            target_modules: LoraModule::ALL.to_vec(),
+/// Σ d_i · log_prob_i in double precision.
+fn loss(decoder: &Decoder, adapter: &Adapter, dropout: Option<Dropout>) -> f64 {
+    let (rows, targets, d) = rows();
+    let options = ForwardOptions {
+        keep: Keep::Nothing,
+        dropout,
+    };
+    let tape = decoder.forward(&rows, Some(adapter), &options).unwrap();
+    let (Body::Composed(model), TapeBody::Composed(tape)) = (&decoder.body, tape.body) else {
+        panic!("double precision is composed");
+    };
+    let logits = model.output().product(&tape.hidden).unwrap();
+    assert_eq!(logits.dtype(), DType::F64);
+    let log_sum = logits
+        .log_sum_exp(D::Minus1)
+        .unwrap()
+        .to_vec1::<f64>()
+        .unwrap();
+    let logits = logits.to_vec2::<f64>().unwrap();
+    let term = |(t, d): (&Target, &f32)| {
+        let row = t.row as usize;
+        f64::from(*d) * (logits[row][t.token as usize] - log_sum[row])
+    };
+    targets.iter().zip(&d).map(term).sum()
+}
+
+fn gradients(decoder: &Decoder, adapter: &Adapter, options: ForwardOptions) -> Vec<Vec<f32>> {
+    let (rows, targets, d) = rows();
+    let mut tape = decoder.forward(&rows, Some(adapter), &options).unwrap();
+    decoder
+        .log_probs(&mut tape, &targets, &Distribution::FULL)
+        .unwrap();
+    let mut sums = decoder.gradients();
+    decoder.backward(tape, &d, adapter, &mut sums).unwrap();
+    let found = sums.into_tensors(adapter).unwrap().unwrap();
+    found
+        .iter()
+        .map(|g| g.flatten_all().unwrap().to_vec1().unwrap())
+        .collect()
+}
+
+#[test]
+fn lora_gradients_equal_finite_differences_in_f64() {
+    for (model_type, dropout) in [
+        ("llama", None),
+        ("qwen2", Some(Dropout { p: 0.3, seed: 4 })),
+        ("qwen3", None),
+    ] {
+        let config = config(model_type);
+        let weights = MapWeights::random(&config, 9).unwrap();
+        let load = |dtype, fused| {
+            let options = LoadOptions {
+                dtype,
+                fused,
+                ..LoadOptions::new(Device::Cpu, true)
+            };
+            Decoder::load(&config, &weights, &options).unwrap()
         };
-        let fresh = Adapter::init(&lora, config, 2, &Device::Cpu).unwrap();
-        let wave = |i: usize, t: &Tensor| {
-            let n = t.elem_count();
-            let values: Vec<f32> = (0..n).map(|j| ((i * 13 + j) as f32).sin() * 0.2).collect();
-            Tensor::from_vec(values, t.dims(), &Device::Cpu).unwrap()
-        };
-        let tensors = fresh
-            .parameters()
-            .iter()
-            .enumerate()
-            .map(|(i, t)| wave(i, t))
-            .collect();
-        fresh.with_parameters(tensors).unwrap()
-    }
-
-    fn rows() -> (PackedRows, Vec<Target>, Vec<f32>) {
-        let mut rows = PackedRows::new();
-        let mut targets = Vec::new();
-        let groups: [(&[u32], &[&[u32]]); 2] = [
-            (&[1, 2, 3], &[&[4, 5, 6], &[7], &[8, 9]]),
-            (&[11, 12], &[&[13, 14, 15, 16]]),
-        ];
-        for (key, (prompt, completions)) in groups.into_iter().enumerate() {
-            targets.extend(
-                rows.push_group(key as u64 * 100, prompt, completions)
-                    .concat(),
-            );
-        }
-        let d = (0..targets.len()).map(|i| ((i * 5) as f32).cos()).collect();
-        (rows, targets, d)
-    }
-
-    /// Σ d_i · log_prob_i in double precision.
-    fn loss(decoder: &Decoder, adapter: &Adapter, dropout: Option<Dropout>) -> f64 {
-        let (rows, targets, d) = rows();
+        let double = load(Dtype::F64, false);
+        let single = adapter(&config);
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        let parameters: Vec<Tensor> = single.parameters().iter().map(wide).collect();
         let options = ForwardOptions {
-            keep: Keep::Nothing,
+            keep: Keep::Activations,
             dropout,
         };
-        let tape = decoder.forward(&rows, Some(adapter), &options).unwrap();
-        let logits = decoder.output().product(tape.hidden()).unwrap();
-        assert_eq!(logits.dtype(), DType::F64);
-        let log_sum = logits
-            .log_sum_exp(D::Minus1)
-            .unwrap()
-            .to_vec1::<f64>()
-            .unwrap();
-        let logits = logits.to_vec2::<f64>().unwrap();
-        let term = |(t, d): (&Target, &f32)| {
-            let row = t.row as usize;
-            f64::from(*d) * (logits[row][t.token as usize] - log_sum[row])
-        };
-        targets.iter().zip(&d).map(term).sum()
-    }
-
-    fn gradients(decoder: &Decoder, adapter: &Adapter, options: ForwardOptions) -> Vec<Vec<f32>> {
-        let (rows, targets, d) = rows();
-        let tape = decoder.forward(&rows, Some(adapter), &options).unwrap();
-        let d_hidden = decoder
-            .log_probs_backward(tape.hidden(), &targets, &Distribution::FULL, &d)
-            .unwrap();
-        let found = decoder.backward(tape, &d_hidden, adapter).unwrap();
-        found
-            .iter()
-            .map(|g| g.flatten_all().unwrap().to_vec1().unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn lora_gradients_equal_finite_differences_in_f64() {
-        for (model_type, dropout) in [
-            ("llama", None),
-            ("qwen2", Some(Dropout { p: 0.3, seed: 4 })),
-            ("qwen3", None),
-        ] {
-            let config = config(model_type);
-            let weights = MapWeights::random(&config, 9).unwrap();
-            let load = |dtype, fused| {
-                let options = LoadOptions {
-                    dtype,
-                    fused,
-                    ..LoadOptions::new(Device::Cpu, true)
+        let fused = gradients(&load(Dtype::F32, true), &single, options);
+        let composed = gradients(&load(Dtype::F32, false), &single, options);
+        for (i, parameter) in parameters.iter().enumerate() {
+            let n = parameter.elem_count();
+            for at in [0, n / 3, n - 1] {
+                let moved = |by: f64| {
+                    let mut all = parameters.clone();
+                    let mut values = parameter.flatten_all().unwrap().to_vec1().unwrap();
+                    let value: &mut f64 = &mut values[at];
+                    *value += by;
+                    all[i] = Tensor::from_vec(values, parameter.dims(), &Device::Cpu).unwrap();
+                    loss(&double, &single.with_parameters(all).unwrap(), dropout)
                 };
-                Decoder::load(&config, &weights, &options).unwrap()
-            };
-            let double = load(Dtype::F64, false);
-            let single = adapter(&config);
-            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
-            let parameters: Vec<Tensor> = single.parameters().iter().map(wide).collect();
-            let options = ForwardOptions {
-                keep: Keep::Activations,
-                dropout,
-            };
-            let fused = gradients(&load(Dtype::F32, true), &single, options);
-            let composed = gradients(&load(Dtype::F32, false), &single, options);
-            for (i, parameter) in parameters.iter().enumerate() {
-                let n = parameter.elem_count();
-                for at in [0, n / 3, n - 1] {
-                    let moved = |by: f64| {
-                        let mut all = parameters.clone();
-                        let mut values = parameter.flatten_all().unwrap().to_vec1().unwrap();
-                        let value: &mut f64 = &mut values[at];
-                        *value += by;
-                        all[i] = Tensor::from_vec(values, parameter.dims(), &Device::Cpu).unwrap();
-                        loss(&double, &single.with_parameters(all).unwrap(), dropout)
-                    };
-                    let h = 1e-5;
-                    let want = (moved(h) - moved(-h)) / (2.0 * h);
-                    for got in [fused[i][at], composed[i][at]] {
-                        let error = (f64::from(got) - want).abs();
-                        assert!(
-                            error < 2e-4 * (1.0 + want.abs()),
-                            "{model_type} {}[{at}]: {got} against {want}",
-                            single.parameter_names()[i]
-                        );
-                    }
+                let h = 1e-5;
+                let want = (moved(h) - moved(-h)) / (2.0 * h);
+                for got in [fused[i][at], composed[i][at]] {
+                    let error = (f64::from(got) - want).abs();
+                    assert!(
+                        error < 2e-4 * (1.0 + want.abs()),
+                        "{model_type} {}[{at}]: {got} against {want}",
+                        single.parameter_names()[i]
+                    );
                 }
             }
         }
     }
+}
 
-    #[test]
-    fn recomputed_layers_give_the_same_gradient_bits() {
-        let config = config("qwen3");
-        let weights = MapWeights::random(&config, 9).unwrap();
-        let decoder =
-            Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
-        let adapter = adapter(&config);
-        let dropout = Some(Dropout { p: 0.2, seed: 8 });
-        let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
-        assert_eq!(run(Keep::Activations), run(Keep::LayerInputs));
-    }
+#[test]
+fn recomputed_layers_give_the_same_gradient_bits() {
+    let config = config("qwen3");
+    let weights = MapWeights::random(&config, 9).unwrap();
+    let decoder =
+        Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+    let adapter = adapter(&config);
+    let dropout = Some(Dropout { p: 0.2, seed: 8 });
+    let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
+    assert_eq!(run(Keep::Activations), run(Keep::LayerInputs));
+}
 
-    #[test]
-    fn a_tape_that_kept_nothing_has_no_backward() {
-        let config = config("llama");
-        let weights = MapWeights::random(&config, 9).unwrap();
-        let decoder =
-            Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
-        let (rows, _, _) = rows();
-        let adapter = adapter(&config);
-        let tape = decoder
-            .forward(&rows, Some(&adapter), &ForwardOptions::default())
-            .unwrap();
-        let d = tape.hidden().zeros_like().unwrap();
-        assert!(matches!(
-            decoder.backward(tape, &d, &adapter),
-            Err(ModelError::OutOfRange(_))
-        ));
-    }
+#[test]
+fn a_tape_that_kept_nothing_has_no_backward() {
+    let config = config("llama");
+    let weights = MapWeights::random(&config, 9).unwrap();
+    let decoder =
+        Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+    let (rows, targets, d) = rows();
+    let adapter = adapter(&config);
+    let mut tape = decoder
+        .forward(&rows, Some(&adapter), &ForwardOptions::default())
+        .unwrap();
+    decoder
+        .log_probs(&mut tape, &targets, &Distribution::FULL)
+        .unwrap();
+    assert!(matches!(
+        decoder.backward(tape, &d, &adapter, &mut decoder.gradients()),
+        Err(ModelError::OutOfRange(_))
+    ));
 }

@@ -103,6 +103,11 @@ impl Weights for GgufWeights {
         self.tensors.contains_key(name)
     }
 
+    fn is_f32(&self, name: &str) -> bool {
+        let stored = self.tensors.get(name);
+        stored.is_some_and(|info| info.dtype == GgmlDType::F32)
+    }
+
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
         let Some(info) = self.tensors.get(name) else {
             return Err(missing(

@@ -118,6 +118,11 @@ impl Weights for SafetensorsWeights {
         self.tensors.contains_key(name)
     }
 
+    fn is_f32(&self, name: &str) -> bool {
+        let stored = self.tensors.get(name);
+        stored.is_some_and(|stored| stored.dtype == "F32")
+    }
+
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
         let Some(stored) = self.tensors.get(name) else {
             let paths: Vec<_> = self
