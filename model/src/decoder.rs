@@ -13,17 +13,22 @@ use crate::{
     dropout::{DropMask, Dropout},
     error::{ModelError, Result},
     kernels::attention::{Heads, Segment},
-    kv::{KvCache, PromptKv},
+    kv::{KvCache, OpenPrompt, PromptKv},
     load::{LoadOptions, Loader},
     lora::LoraModule,
     ops::{
         attention::attention,
+        cpu_tensor,
         linear::{Linear, LoraUse},
         rows::{Angles, RmsNorm, rotate, silu_mul},
+        with_slices,
     },
     packed_rows::PackedRows,
     weights::Weights,
 };
+
+/// Rows of a prompt that are computed at a time on a CPU; their number changes no bits.
+const PREFILL_ROWS: usize = 512;
 
 /// A model's frozen weights, ready to compute.
 #[derive(Debug)]
@@ -310,10 +315,55 @@ impl Decoder {
         if prompt.is_empty() {
             return Err(ModelError::OutOfRange("an empty prompt".into()));
         }
-        cache.check_prompt(prompt.len())?;
+        let positions: Vec<u32> = (0..prompt.len() as u32).collect();
+        self.check_tokens(prompt, &positions)?;
+        let (kv, last) = match cache.open_prompt(prompt.len())? {
+            Some(open) => self.prefill_pages(cache, open, prompt, adapter)?,
+            None => self.prefill_tensors(prompt, adapter)?,
+        };
+        let logits = self.logits(&self.norm.forward(&last)?)?;
+        Ok((kv, logits.squeeze(0)?.to_vec1()?))
+    }
+
+    /// A prompt's pages, some rows at a time, and its last row `[1, hidden]`.
+    fn prefill_pages(
+        &self,
+        cache: &mut KvCache,
+        open: OpenPrompt,
+        prompt: &[u32],
+        adapter: Option<&Adapter>,
+    ) -> Result<(PromptKv, Tensor)> {
+        let mut last = None;
+        for (i, tokens) in prompt.chunks(PREFILL_ROWS).enumerate() {
+            let first = i * PREFILL_ROWS;
+            let positions: Vec<u32> = (first..first + tokens.len()).map(|p| p as u32).collect();
+            let angles = self.angles(&positions)?;
+            let mut x = self.embed(tokens)?;
+            for (i, layer) in self.layers.iter().enumerate() {
+                let tensors = adapter.map(|a| constants(a, i));
+                let lora = layer_lora(adapter, tensors.as_ref(), i);
+                let (q, k, v) = self.project(layer, &x, &angles, lora.as_ref())?;
+                let mut mixed = vec![0f32; q.elem_count()];
+                with_slices(&[&q, &k, &v], |s| {
+                    cache.attend_prompt(&open, i, first, [s[0], s[1], s[2]], &mut mixed)
+                })??;
+                let mixed = cpu_tensor(mixed, q.shape())?;
+                x = self.finish(layer, &x, &mixed, lora.as_ref())?;
+            }
+            last = Some(x.narrow(0, tokens.len() - 1, 1)?);
+        }
+        let empty = || ModelError::OutOfRange("an empty prompt".into());
+        Ok((open.finish(), last.ok_or_else(empty)?))
+    }
+
+    /// The same where keys and values are kept as tensors.
+    fn prefill_tensors(
+        &self,
+        prompt: &[u32],
+        adapter: Option<&Adapter>,
+    ) -> Result<(PromptKv, Tensor)> {
         let mut rows = PackedRows::new();
         rows.push_sequence(0, prompt);
-        self.check_tokens(&rows.tokens, &rows.positions)?;
         let pass = Pass {
             angles: self.angles(&rows.positions)?,
             segments: Arc::new(rows.segments),
@@ -327,15 +377,8 @@ impl Decoder {
             kept.push((k.contiguous()?, v.contiguous()?));
             x = next;
         }
-        let last = self.norm.forward(&x.narrow(0, prompt.len() - 1, 1)?)?;
-        let logits = self.logits(&last)?.squeeze(0)?.to_vec1()?;
-        Ok((
-            PromptKv {
-                tokens: prompt.len(),
-                layers: Arc::new(kept),
-            },
-            logits,
-        ))
+        let last = x.narrow(0, prompt.len() - 1, 1)?;
+        Ok((PromptKv::from_tensors(prompt.len(), kept), last))
     }
 
     /// One decoding step: each slot takes its token; logits `[n, vocab]`, f32, in the same order.

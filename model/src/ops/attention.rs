@@ -1,6 +1,6 @@
 //! Causal attention over packed rows.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 
@@ -21,6 +21,7 @@ pub(crate) fn attention(
         let op = AttentionOp {
             segments: segments.clone(),
             heads,
+            stats: OnceLock::new(),
         };
         return q
             .contiguous()?
@@ -110,6 +111,8 @@ pub(crate) fn composed(
 struct AttentionOp {
     segments: Arc<Vec<Segment>>,
     heads: Heads,
+    /// What the forward leaves for the backward.
+    stats: OnceLock<Vec<f32>>,
 }
 
 impl CustomOp3 for AttentionOp {
@@ -132,7 +135,11 @@ impl CustomOp3 for AttentionOp {
             f32_slice(v, v_layout)?,
         );
         let mut out = vec![0f32; q.len()];
-        kernels::forward(q, k, v, &self.segments, self.heads, &mut out);
+        let rows = q.len() / self.heads.query_row();
+        let mut stats = vec![0f32; rows * self.heads.stats_row()];
+        let stats_out = Some(&mut stats[..]);
+        kernels::forward(q, k, v, &self.segments, self.heads, &mut out, stats_out);
+        let _ = self.stats.set(stats);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -141,12 +148,19 @@ impl CustomOp3 for AttentionOp {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _out: &Tensor,
+        out: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (d_q, d_k, d_v) = with_slices(&[q, k, v, d_out], |s| {
-            kernels::backward(s[0], s[1], s[2], &self.segments, self.heads, s[3])
+        let stats = self.stats.get().map_or(&[][..], Vec::as_slice);
+        let mut d = [q, k, v].map(|m| vec![0f32; m.elem_count()]);
+        let [d_q, d_k, d_v] = &mut d;
+        with_slices(&[q, k, v, out, d_out], |s| {
+            let (segments, heads) = (&self.segments, self.heads);
+            kernels::backward(
+                s[0], s[1], s[2], s[3], s[4], stats, segments, heads, d_q, d_k, d_v,
+            );
         })?;
+        let [d_q, d_k, d_v] = d;
         let d_q = cpu_tensor(d_q, q.shape())?;
         let (d_k, d_v) = (cpu_tensor(d_k, k.shape())?, cpu_tensor(d_v, v.shape())?);
         Ok((Some(d_q), Some(d_k), Some(d_v)))

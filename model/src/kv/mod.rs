@@ -1,0 +1,391 @@
+//! The KV cache of a sampling engine: prompts shared by their group, and one slot a sequence.
+//!
+//! On a CPU a sequence's keys and values stand in pages of 16 tokens
+//! ([`kernels::attention::Pages`](crate::kernels::attention::Pages)). A prompt's pages serve all
+//! completions of its group; the page that it ends in is copied by a completion that goes on in it
+//! (PagedAttention, arXiv 2309.06180). Memory follows the tokens that are held, and a page that is
+//! given back serves the next sequence.
+//!
+//! - `pool`: the pages, and who holds them
+//! - `device`: the cache as tensors, for GPUs and for the composed path
+
+mod device;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use self::{
+    device::{Rows, Step},
+    pool::{Lease, Pool},
+};
+use crate::{
+    error::{ModelError, Result},
+    kernels::attention::{self, Heads, PAGE, Places, Span},
+    ops::{cpu_tensor, with_slices},
+};
+
+/// Keys and values of a prompt, shared by all completions of its group. A clone shares them.
+#[derive(Clone, Debug)]
+pub struct PromptKv {
+    tokens: usize,
+    kept: Kept,
+}
+
+#[derive(Clone, Debug)]
+enum Kept {
+    /// Pages of the cache that computed it.
+    Pages(Arc<Lease>),
+    /// One a layer: (k, v), each `[tokens, kv_heads * head_dim]`.
+    Tensors(Arc<Vec<(Tensor, Tensor)>>),
+}
+
+impl PromptKv {
+    /// Tokens of the prompt.
+    pub fn len(&self) -> usize {
+        self.tokens
+    }
+
+    /// Whether the prompt has no tokens (it never has none).
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// A prompt as tensors, one pair a layer.
+    pub(crate) fn from_tensors(tokens: usize, layers: Vec<(Tensor, Tensor)>) -> Self {
+        Self {
+            tokens,
+            kept: Kept::Tensors(Arc::new(layers)),
+        }
+    }
+}
+
+/// A prompt whose rows are being computed, some of them at a time.
+#[derive(Debug)]
+pub(crate) struct OpenPrompt {
+    tokens: usize,
+    lease: Lease,
+}
+
+impl OpenPrompt {
+    /// The prompt, all its rows written in all layers.
+    pub(crate) fn finish(self) -> PromptKv {
+        PromptKv {
+            tokens: self.tokens,
+            kept: Kept::Pages(Arc::new(self.lease)),
+        }
+    }
+}
+
+/// Room for the keys and values of `slots` sequences.
+#[derive(Debug)]
+pub struct KvCache {
+    heads: Heads,
+    max_tokens: usize,
+    slots: Vec<Slot>,
+    store: Store,
+}
+
+/// What a slot holds.
+#[derive(Debug, Default)]
+struct Slot {
+    prompt: Option<PromptKv>,
+    /// Tokens decoded after the prompt.
+    decoded: usize,
+    /// Its pages by position / [`PAGE`], the prompt's first.
+    table: Vec<u32>,
+    /// Those of them that are its own.
+    own: Option<Lease>,
+}
+
+impl Slot {
+    fn len(&self) -> usize {
+        self.prompt.as_ref().map_or(0, |p| p.tokens) + self.decoded
+    }
+}
+
+#[derive(Debug)]
+enum Store {
+    Host(Pool),
+    Device(Rows),
+}
+
+/// What one decoding step needs to know of its sequences.
+pub(crate) struct DecodePlan {
+    /// Slots, in the order of the step's rows.
+    slots: Vec<usize>,
+    /// Position of each new token.
+    pub(crate) positions: Vec<u32>,
+    /// On a CPU: where each new token goes.
+    places: Places,
+    device: Option<Step>,
+}
+
+impl KvCache {
+    pub(crate) fn new(
+        heads: Heads,
+        layers: usize,
+        slots: usize,
+        max_tokens: usize,
+        fused: bool,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        if slots == 0 || max_tokens == 0 {
+            return Err(ModelError::OutOfRange(format!(
+                "a cache of {slots} slots of {max_tokens} tokens"
+            )));
+        }
+        let store = if fused {
+            Store::Host(Pool::new(heads, layers, slots, max_tokens))
+        } else {
+            Store::Device(Rows::new(heads, layers, slots, max_tokens, dtype, device)?)
+        };
+        Ok(Self {
+            heads,
+            max_tokens,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            store,
+        })
+    }
+
+    /// Sequences that it has room for.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Bytes allocated for keys and values. On a CPU they grow with the tokens that prompts and
+    /// slots hold at once, by slabs of some 16 MiB.
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::Host(pool) => pool.pages.bytes(),
+            Store::Device(rows) => rows.bytes(),
+        }
+    }
+
+    /// Tokens in a slot, its prompt's included.
+    pub fn len(&self, slot: usize) -> usize {
+        self.slots.get(slot).map_or(0, Slot::len)
+    }
+
+    /// Whether a slot holds nothing.
+    pub fn is_empty(&self, slot: usize) -> bool {
+        self.len(slot) == 0
+    }
+
+    /// Refuses a prompt that leaves no room in a slot.
+    pub(crate) fn check_prompt(&self, tokens: usize) -> Result<()> {
+        if tokens > self.max_tokens {
+            return Err(ModelError::OutOfRange(format!(
+                "a prompt of {tokens} tokens in a cache of {} tokens a slot",
+                self.max_tokens
+            )));
+        }
+        Ok(())
+    }
+
+    /// Pages for a prompt of `tokens` tokens; `None` when this cache keeps prompts as tensors
+    /// ([`PromptKv::from_tensors`]).
+    pub(crate) fn open_prompt(&mut self, tokens: usize) -> Result<Option<OpenPrompt>> {
+        self.check_prompt(tokens)?;
+        let Store::Host(pool) = &mut self.store else {
+            return Ok(None);
+        };
+        let mut lease = pool.lease();
+        for _ in 0..tokens.div_ceil(PAGE) {
+            pool.take(&mut lease);
+        }
+        Ok(Some(OpenPrompt { tokens, lease }))
+    }
+
+    /// Attention of one layer of a prompt's next rows: q and out `[n, queries * width]`, k and v
+    /// `[n, keys * width]` of positions `first..first + n`, which are kept. Those of the positions
+    /// before were given earlier.
+    pub(crate) fn attend_prompt(
+        &mut self,
+        prompt: &OpenPrompt,
+        layer: usize,
+        first: usize,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let pool = host(&mut self.store)?;
+        let table = prompt.lease.pages();
+        pool.pages.write(layer, table, first, k, v);
+        let span = Span {
+            start: 0,
+            len: k.len() / self.heads.key_row(),
+            first,
+            table,
+        };
+        attention::attend(&pool.pages, layer, &[span], q, out, None);
+        Ok(())
+    }
+
+    /// Starts a completion of `prompt` in `slot`.
+    ///
+    /// # Errors
+    /// When there is no such slot, it is taken, the prompt doesn't fit, or another cache computed
+    /// it.
+    pub fn attach(&mut self, slot: usize, prompt: &PromptKv) -> Result<()> {
+        self.check_prompt(prompt.tokens)?;
+        let place = self.slots.get_mut(slot).ok_or_else(|| no_slot(slot))?;
+        if place.prompt.is_some() {
+            return Err(ModelError::OutOfRange(format!("slot {slot} is taken")));
+        }
+        let (table, own) = match (&self.store, &prompt.kept) {
+            (Store::Host(pool), Kept::Pages(lease)) if pool.knows(lease) => {
+                (lease.pages().to_vec(), Some(pool.lease()))
+            }
+            (Store::Device(rows), Kept::Tensors(layers)) => {
+                rows.attach(slot, layers)?;
+                (Vec::new(), None)
+            }
+            _ => {
+                return Err(ModelError::OutOfRange(
+                    "a prompt that another cache computed".into(),
+                ));
+            }
+        };
+        *place = Slot {
+            prompt: Some(prompt.clone()),
+            decoded: 0,
+            table,
+            own,
+        };
+        Ok(())
+    }
+
+    /// Empties a slot; pages that were its own are free again.
+    pub fn release(&mut self, slot: usize) {
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Slot::default();
+        }
+    }
+
+    /// Takes one more token into each of `slots`.
+    pub(crate) fn plan(&mut self, slots: &[usize]) -> Result<DecodePlan> {
+        for (i, slot) in slots.iter().enumerate() {
+            let place = self.slots.get(*slot).ok_or_else(|| no_slot(*slot))?;
+            if place.prompt.is_none() {
+                return Err(ModelError::OutOfRange(format!(
+                    "slot {slot} holds no prompt"
+                )));
+            }
+            if place.len() >= self.max_tokens {
+                return Err(ModelError::OutOfRange(format!(
+                    "slot {slot} is full: {} tokens",
+                    self.max_tokens
+                )));
+            }
+            if slots[..i].contains(slot) {
+                return Err(ModelError::OutOfRange(format!(
+                    "slot {slot} stands twice in a step"
+                )));
+            }
+        }
+        let positions: Vec<u32> = slots.iter().map(|s| self.slots[*s].len() as u32).collect();
+        let mut places = Vec::new();
+        let device = match &mut self.store {
+            Store::Host(pool) => {
+                for slot in slots {
+                    places.push(self.slots[*slot].next_place(pool));
+                }
+                None
+            }
+            Store::Device(rows) => Some(rows.step(self.heads, slots, &positions)?),
+        };
+        for slot in slots {
+            self.slots[*slot].decoded += 1;
+        }
+        // Slots stand once in a step, and the page that one writes is its own.
+        let shared = || ModelError::OutOfRange("two slots write one page".into());
+        Ok(DecodePlan {
+            slots: slots.to_vec(),
+            positions,
+            places: Places::new(places).ok_or_else(shared)?,
+            device,
+        })
+    }
+
+    /// Attention of one layer of a decoding step: q `[n, queries * width]`, k and v of the new
+    /// tokens `[n, keys * width]`, which are kept.
+    pub(crate) fn attend(
+        &mut self,
+        plan: &DecodePlan,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<Tensor> {
+        if let Store::Device(rows) = &self.store {
+            let missing = || ModelError::OutOfRange("a decoding step without its plan".into());
+            let step = plan.device.as_ref().ok_or_else(missing)?;
+            return rows.attend(step, layer, self.heads, q, k, v);
+        }
+        let mut out = vec![0f32; q.elem_count()];
+        with_slices(&[q, k, v], |s| {
+            self.attend_rows(plan, layer, [s[0], s[1], s[2]], &mut out)
+        })??;
+        Ok(cpu_tensor(out, q.shape())?)
+    }
+
+    /// [`KvCache::attend`] on slices, q, k and v; for a cache on a CPU. The result goes to `out`,
+    /// `[n, queries * width]`.
+    pub(crate) fn attend_rows(
+        &mut self,
+        plan: &DecodePlan,
+        layer: usize,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let pool = host(&mut self.store)?;
+        pool.pages.append(layer, &plan.places, k, v);
+        let rows = plan.slots.iter().zip(&plan.positions).enumerate();
+        let spans: Vec<Span<'_>> = rows
+            .map(|(start, (slot, position))| Span {
+                start,
+                len: 1,
+                first: *position as usize,
+                table: &self.slots[*slot].table,
+            })
+            .collect();
+        attention::attend(&pool.pages, layer, &spans, q, out, None);
+        Ok(())
+    }
+}
+
+impl Slot {
+    /// Where its next token goes, in a page of its own: a new one, or a copy of the one that its
+    /// prompt ends in.
+    fn next_place(&mut self, pool: &mut Pool) -> (u32, usize) {
+        let (index, lane) = (self.len() / PAGE, self.len() % PAGE);
+        let own = self.own.get_or_insert_with(|| pool.lease());
+        match self.table.get(index).copied() {
+            None => self.table.push(pool.take(own)),
+            Some(shared) if !own.pages().contains(&shared) => {
+                let copy = pool.take(own);
+                pool.pages.copy(shared, copy);
+                self.table[index] = copy;
+            }
+            Some(_) => {}
+        }
+        (self.table[index], lane)
+    }
+}
+
+fn host(store: &mut Store) -> Result<&mut Pool> {
+    match store {
+        Store::Host(pool) => Ok(pool),
+        Store::Device(_) => Err(ModelError::OutOfRange(
+            "slices for a cache that holds tensors".into(),
+        )),
+    }
+}
+
+fn no_slot(slot: usize) -> ModelError {
+    ModelError::OutOfRange(format!("there is no slot {slot}"))
+}
