@@ -4,7 +4,11 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{super::math::LANES, Add, tile::Tile};
+use super::{
+    super::math::LANES,
+    Add,
+    tile::{MOST_LINES, Tile},
+};
 
 /// Sets the sums aside, or finishes and stores them.
 macro_rules! end {
@@ -78,6 +82,18 @@ macro_rules! end {
     };
 }
 
+/// Fetches the tile's share of the panels that come next, when group `k` of w is read.
+macro_rules! fetch {
+    ($tile:ident, $k:ident) => {
+        for line in 0..MOST_LINES {
+            if line < $tile.fetch_lines {
+                let at = ($k * $tile.fetch_lines + line) * LANES;
+                _mm_prefetch::<_MM_HINT_T1>($tile.fetch.wrapping_add(at).cast());
+            }
+        }
+    };
+}
+
 /// Defines a kernel: sums begin at zero or where the run of k before left them, `$step` adds to them,
 /// and they are set aside or finished and stored. A macro, as a function that takes the sums would
 /// have them in memory throughout.
@@ -113,8 +129,10 @@ kernel! {
     "avx512f" single(tile, sums) {
         for k in 0..tile.k {
             let mut w = [_mm512_setzero_ps(); P];
+            fetch!(tile, k);
             for p in 0..P {
-                w[p] = _mm512_load_ps(tile.w.add(p * tile.w_stride + k * LANES));
+                let panel = tile.w.add(p * tile.w_stride);
+                w[p] = _mm512_load_ps(panel.add(k * LANES));
             }
             for r in 0..H {
                 let x = tile.x.add(r * tile.x_stride).cast::<f32>();
@@ -133,8 +151,10 @@ kernel! {
         let pairs = tile.k / 2;
         for k in 0..pairs {
             let mut w = [_mm512_setzero_si512(); P];
+            fetch!(tile, k);
             for p in 0..P {
-                w[p] = _mm512_load_si512(tile.w.add(p * tile.w_stride + k * LANES).cast());
+                let panel = tile.w.add(p * tile.w_stride);
+                w[p] = _mm512_load_si512(panel.add(k * LANES).cast());
             }
             for r in 0..H {
                 let x = tile.x.add(r * tile.x_stride).cast::<i32>();

@@ -12,18 +12,26 @@ use super::{
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
-/// Rows of x that a task carries through the panels, so that they stay in the second-level cache. A
-/// multiple of every tile's height.
+/// Rows of a register tile. More would not help a narrow matrix: eight sums hide a multiply-add's
+/// latency, and more rows of a long x than a cache set has ways drive each other out.
+const TILE_ROWS: usize = 8;
+/// Rows of x that a task carries through the panels at most, so that they stay in the second-level
+/// cache.
 const BLOCK_ROWS: usize = 96;
 /// Bytes of a row of x after which a tile's sums are set aside, so that a group of panels stays in
 /// the second-level cache for all rows of the block.
 const BLOCK_BYTES: usize = 4096;
 /// Panels of the widest tile that has more than four rows.
 const TILE_PANELS: usize = 3;
-/// Panels of a tile of at most four rows.
+/// Rows of a tile of [`WIDE_PANELS`].
+const WIDE_ROWS: usize = 4;
+/// Panels of a tile of few rows, so that enough sums are under way at once.
 const WIDE_PANELS: usize = 6;
-/// Multiplications below which threads cost more than they give.
-const ALONE: usize = 1 << 17;
+/// Cache lines that a tile fetches at most while it reads one group of w.
+pub(super) const MOST_LINES: usize = 3;
+/// Multiplications of a task at least, some microseconds; where rows are few, w takes the time that
+/// [`TILE_ROWS`] of them would.
+const TASK: usize = 1 << 19;
 
 /// The arithmetic of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +93,9 @@ pub(super) struct Tile<'a> {
     /// The first panel, from the run's first k on, and floats to the next panel.
     pub(super) w: *const f32,
     pub(super) w_stride: usize,
+    /// What to fetch meanwhile, and how many cache lines for each group of w.
+    pub(super) fetch: *const f32,
+    pub(super) fetch_lines: usize,
     /// k's of the run.
     pub(super) k: usize,
     /// The tile's place in out, and floats to the next row.
@@ -135,29 +146,36 @@ type Kernel = unsafe fn(&Tile<'_>);
 /// # Safety
 /// The pointers are valid for the shapes, and nobody else touches out.
 pub(super) unsafe fn run(job: &Job<'_>) {
-    // Tasks are blocks of rows by runs of panels, about four a thread; which thread takes one
-    // doesn't change a bit.
+    // Tasks are blocks of rows by runs of panels, eight a thread where there is work enough, so
+    // that all threads end at about the same time; which thread takes one doesn't change a bit.
     let panels = job.columns.div_ceil(LANES);
-    let row_blocks = job.rows.div_ceil(BLOCK_ROWS);
-    let runs = if job.rows * job.inner * job.columns < ALONE {
-        1
-    } else {
-        (4 * team::threads()).div_ceil(row_blocks)
-    };
-    let unit = if job.rows <= 4 {
+    let unit = if job.rows <= WIDE_ROWS {
         WIDE_PANELS
     } else {
         TILE_PANELS
     };
-    let run = panels.div_ceil(runs).next_multiple_of(unit);
+    let threads = team::threads();
+    let tasks = job.rows.max(TILE_ROWS) * job.inner * job.columns / TASK;
+    let tasks = match tasks {
+        0 | 1 => 1,
+        _ => tasks.next_multiple_of(threads).min(8 * threads),
+    };
+    let row_blocks = tasks
+        .div_ceil(panels.div_ceil(unit))
+        .max(job.rows.div_ceil(BLOCK_ROWS));
+    let block = job.rows.div_ceil(row_blocks).next_multiple_of(TILE_ROWS);
+    let row_blocks = job.rows.div_ceil(block);
+    let run = panels
+        .div_ceil(tasks.div_ceil(row_blocks))
+        .next_multiple_of(unit);
     let runs = panels.div_ceil(run);
     team::for_each(row_blocks * runs, |task| {
-        let (first, from) = (task / runs * BLOCK_ROWS, task % runs * run);
+        let (first, from) = (task / runs * block, task % runs * run);
         // SAFETY: tasks cover disjoint rectangles of `out`, inside its shape by construction.
         unsafe {
             rectangle(
                 job,
-                first..job.rows.min(first + BLOCK_ROWS),
+                first..job.rows.min(first + block),
                 from..panels.min(from + run),
             );
         }
@@ -174,15 +192,27 @@ unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::op
     let w_stride = job.inner.div_ceil(step) * LANES;
     let mut partial = MaybeUninit::<[f32; BLOCK_ROWS * TILE_PANELS * LANES]>::uninit();
     let partial = partial.as_mut_ptr().cast::<f32>();
+    // Tiles of about one height: a low one waits for its own sums.
+    let tiles = rows.len().div_ceil(TILE_ROWS);
     let mut panel = panels.start;
     while panel < panels.end {
         let width = tile_width(rows.len(), panels.end - panel);
         for k0 in (0..job.inner).step_by(block_k) {
             let k1 = job.inner.min(k0 + block_k);
+            // The first tile that reads a panel would wait for it, unless the tiles before fetch it,
+            // each a share. With few rows there is little to compute meanwhile, and the processor's
+            // own fetching does better.
+            let share = (width * w_stride / LANES).div_ceil(tiles);
+            let fetch_lines = if rows.len() >= WIDE_ROWS && k1 - k0 == job.inner {
+                width.div_ceil(tiles).min(MOST_LINES)
+            } else {
+                0
+            };
             let mut row = rows.start;
-            while row < rows.end {
-                let height = tile_height(width, rows.end - row);
+            for tile in 0..tiles {
+                let height = (rows.end - row).div_ceil(tiles - tile);
                 let column = panel * LANES;
+                let fetch = (panel + width) * w_stride + tile * share * LANES;
                 // SAFETY: rows, panels and k's are inside the job; `partial` holds a block of rows
                 // by the widest tile, or four rows by a wide one.
                 unsafe {
@@ -191,6 +221,8 @@ unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::op
                         x_stride: job.inner * size,
                         w: job.w.add(panel * w_stride + k0 / step * LANES),
                         w_stride,
+                        fetch: job.w.wrapping_add(fetch),
+                        fetch_lines,
                         k: k1 - k0,
                         out: job.out.add(row * job.columns + column),
                         out_stride: job.columns,
@@ -212,26 +244,14 @@ unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::op
     }
 }
 
-/// Panels of the next tile: few rows take many, so that enough sums are under way at once.
+/// Panels of the next tile.
 fn tile_width(rows: usize, panels: usize) -> usize {
     match (rows, panels) {
-        (..=4, WIDE_PANELS..) => WIDE_PANELS,
+        (..=WIDE_ROWS, WIDE_PANELS..) => WIDE_PANELS,
         // Not 3 and 1: a tile of one panel does little with what it loads.
         (_, 4) => 2,
         _ => panels.min(TILE_PANELS),
     }
-}
-
-/// Rows of the next tile, of those that are left.
-fn tile_height(width: usize, rows: usize) -> usize {
-    let heights: &[usize] = match width {
-        1 => &[24, 16, 8, 4, 2, 1],
-        2 => &[12, 8, 6, 4, 3, 2, 1],
-        // Tiles of about one height: a low one waits for its own sums.
-        3 => return rows.div_ceil(rows.div_ceil(8)),
-        _ => return rows.min(4),
-    };
-    heights.iter().copied().find(|h| *h <= rows).unwrap_or(1)
 }
 
 /// The instance of a kernel for a tile's height and width.
@@ -248,8 +268,8 @@ macro_rules! by_shape {
         by_shape!($kernel, $height, $width;
             1 x 6, 2 x 6, 3 x 6, 4 x 6,
             1 x 3, 2 x 3, 3 x 3, 4 x 3, 5 x 3, 6 x 3, 7 x 3, 8 x 3,
-            1 x 2, 2 x 2, 3 x 2, 4 x 2, 6 x 2, 8 x 2, 12 x 2,
-            2 x 1, 4 x 1, 8 x 1, 16 x 1, 24 x 1)
+            1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 7 x 2, 8 x 2,
+            2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1)
     };
 }
 
