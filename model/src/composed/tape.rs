@@ -30,7 +30,7 @@ pub(crate) struct ComposedTape {
     dropout: Option<Dropout>,
     layers: Vec<LayerTape>,
     last: Option<Var>,
-    pub(super) scored: Option<Scored>,
+    pub(crate) scored: Option<Scored>,
 }
 
 type Vars = [Option<(Var, Var)>; 7];

@@ -6,7 +6,6 @@ use crate::{
     error::Result,
     kernels::team,
     kv::{DecodePlan, KvCache, OpenPrompt, PromptKv},
-    packed_rows::PackedRows,
 };
 
 /// Rows of prompts, one run of each, over the cache's pages.

@@ -35,15 +35,15 @@ pub(crate) struct HostTape {
     /// The last layer's result, `[rows, hidden]`.
     last: Vec<f32>,
     /// `last`, normed.
-    pub(super) hidden: Vec<f32>,
+    pub(crate) hidden: Vec<f32>,
     /// What [`HostModel::log_probs`] was asked last.
-    pub(super) scored: Option<Scored>,
+    pub(crate) scored: Option<Scored>,
 }
 
 /// Targets whose log-probs were computed, and their distributions where these are kept.
 #[derive(Debug)]
-pub(super) struct Scored {
-    pub(super) targets: Vec<Target>,
+pub(crate) struct Scored {
+    pub(crate) targets: Vec<Target>,
     pub(super) dist: Distribution,
     /// p over the vocabulary, `[targets, vocab]`: what the backward pass multiplies with W.
     pub(super) probabilities: Option<Vec<bf16>>,

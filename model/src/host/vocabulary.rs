@@ -90,7 +90,7 @@ impl HostModel {
     /// The gradient of Σ slopes\[i\] · log_prob(targets\[i\]) with respect to the hidden rows,
     /// `[rows, hidden]`, for the targets of the last [`HostModel::log_probs`]:
     /// slope / T (W\[token\] − p W) at the target's row.
-    pub(super) fn log_probs_backward(
+    pub(crate) fn log_probs_backward(
         &self,
         hidden: &[f32],
         scored: Scored,

@@ -37,13 +37,14 @@ fn as_slices(m: &[Vec<f32>; 3]) -> [&[f32]; 3] {
 
 /// Computes a prompt (sequence 0) in chunks of 7 rows.
 fn prompt(cache: &mut KvCache, tokens: usize) -> PromptKv {
-    let open = cache.open_prompt(tokens).unwrap().unwrap();
+    let open = cache.open_prompt(tokens).unwrap();
     for first in (0..tokens).step_by(7) {
         let n = 7.min(tokens - first);
         for layer in 0..LAYERS {
             let m = rows(layer, (first..first + n).map(|p| (0, p)));
             let mut out = vec![0.0; m[0].len()];
-            cache.attend_prompt(&open, layer, first, as_slices(&m), &mut out).unwrap();
+            let runs = [(&open, first, m[1].len() / HEADS.key_row())];
+            cache.attend_prompts(&runs, layer, as_slices(&m), &mut out).unwrap();
         }
     }
     open.finish()

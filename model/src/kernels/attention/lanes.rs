@@ -373,7 +373,7 @@ macro_rules! by_level {
                 }
                 match level.min($crate::kernels::level()) {
                     // SAFETY: `kernels::level` found these features on this processor.
-                    Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Level::Avx2 => return unsafe { avx2($($arg),*) },
                     Level::Portable => {}
