@@ -145,7 +145,18 @@ pub fn backward(
 ) {
     let threads = rayon::current_num_threads();
     backward_at(
-        (level(), threads), q, k, v, out, d_out, stats, segments, heads, d_q, d_k, d_v,
+        (level(), threads),
+        q,
+        k,
+        v,
+        out,
+        d_out,
+        stats,
+        segments,
+        heads,
+        d_q,
+        d_k,
+        d_v,
     );
 }
 
@@ -516,10 +527,7 @@ unsafe fn weights<V: Lanes, const R: usize, const P: usize, const C: usize>(
             std::array::from_fn(|r| rows.seen(first + r).saturating_sub(from).min(KEYS));
         let count = n[R - 1].div_ceil(PAGE);
         let (p, d_s) = (rows.p.add(first * STRIDE), rows.d_s.add(first * STRIDE));
-        let products = [
-            (rows.q, keys.k_pages, p),
-            (rows.d_out, keys.v_pages, d_s),
-        ];
+        let products = [(rows.q, keys.k_pages, p), (rows.d_out, keys.v_pages, d_s)];
         for (x, pages, to) in products {
             let x = x.add(first * padded);
             let page = |i: usize| pages.add((from + i * PAGE) * width);
@@ -578,14 +586,14 @@ unsafe fn add_rows<V: Lanes, const R: usize, const C: usize>(
         while c + C <= columns {
             let (from, to) = (rows.add(c * LANES), to.add(c * LANES));
             let mut acc = tile::load::<V, R, C>(to, padded);
-            tile::sum_rows(&mut acc, factors, from, padded, n);
+            tile::sum_rows(&mut acc, factors, from, padded, n, None);
             tile::store(&acc, to, padded);
             c += C;
         }
         while c < columns {
             let (from, to) = (rows.add(c * LANES), to.add(c * LANES));
             let mut acc = tile::load::<V, R, 1>(to, padded);
-            tile::sum_rows(&mut acc, factors, from, padded, n);
+            tile::sum_rows(&mut acc, factors, from, padded, n, None);
             tile::store(&acc, to, padded);
             c += 1;
         }

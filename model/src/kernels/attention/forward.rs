@@ -86,7 +86,10 @@ pub(super) fn attend_at(
     let heads = pages.heads();
     let rows = out.len() / heads.query_row();
     assert!(
-        q.len() == out.len() && stats.as_ref().is_none_or(|s| s.len() == rows * heads.stats_row()),
+        q.len() == out.len()
+            && stats
+                .as_ref()
+                .is_none_or(|s| s.len() == rows * heads.stats_row()),
         "attend: q, out or stats has the wrong length"
     );
     let mut end = 0;
@@ -222,7 +225,11 @@ fn tile_rows<V: Lanes, const R: usize, const P: usize, const C: usize>(
         unsafe {
             one_chunk::<V, R, P, C>(call, task, chunk, n, q, scores, &mut next);
             for r in (0..R).filter(|r| n[*r] > 0) {
-                let add = (next.max[r], next.sum[r], next.values.add(r * padded).cast_const());
+                let add = (
+                    next.max[r],
+                    next.sum[r],
+                    next.values.add(r * padded).cast_const(),
+                );
                 let to = state.values.add(r * padded);
                 (state.max[r], state.sum[r]) =
                     combine::<V>(state.max[r], state.sum[r], to, add, padded);
@@ -239,7 +246,14 @@ fn tile_rows<V: Lanes, const R: usize, const P: usize, const C: usize>(
             (part[0], part[1]) = (state.max[r], state.sum[r]);
             part[2..].copy_from_slice(values);
         } else {
-            finish::<V>(call, span.start + row(r), head(r), state.max[r], state.sum[r], values);
+            finish::<V>(
+                call,
+                span.start + row(r),
+                head(r),
+                state.max[r],
+                state.sum[r],
+                values,
+            );
         }
     }
 }
@@ -296,12 +310,30 @@ unsafe fn one_chunk<V: Lanes, const R: usize, const P: usize, const C: usize>(
     let mut c = 0;
     while c + C <= columns {
         // SAFETY: pages of this shape; R rows of factors and results.
-        unsafe { sum_values::<V, R, C>(p, |i| values(i, c), 0, n[0], padded, state.values.add(c * LANES)) };
+        unsafe {
+            sum_values::<V, R, C>(
+                p,
+                |i| values(i, c),
+                0,
+                n[0],
+                padded,
+                state.values.add(c * LANES),
+            )
+        };
         c += C;
     }
     while c < columns {
         // SAFETY: as above.
-        unsafe { sum_values::<V, R, 1>(p, |i| values(i, c), 0, n[0], padded, state.values.add(c * LANES)) };
+        unsafe {
+            sum_values::<V, R, 1>(
+                p,
+                |i| values(i, c),
+                0,
+                n[0],
+                padded,
+                state.values.add(c * LANES),
+            )
+        };
         c += 1;
     }
     for r in (1..R).filter(|r| n[*r] > n[0]) {
@@ -345,7 +377,9 @@ unsafe fn sum_values<V: Lanes, const R: usize, const C: usize>(
             let lane = j % PAGE;
             let n = (PAGE - lane).min(to - j);
             let rows = page(j / PAGE).add(lane * padded);
-            tile::sum_rows(&mut acc, p.from(j), rows, padded, n);
+            // The next key head's keys follow.
+            let ahead = Some(PAGE * padded);
+            tile::sum_rows(&mut acc, p.from(j), rows, padded, n, ahead);
             j += n;
         }
         tile::store(&acc, out, padded);
@@ -408,14 +442,7 @@ unsafe fn combine<V: Lanes>(
 
 /// A row's result: its weighted values over the sum of its weights.
 #[inline(always)]
-fn finish<V: Lanes>(
-    call: &Call<'_>,
-    row: usize,
-    head: usize,
-    max: f32,
-    sum: f32,
-    values: &[f32],
-) {
+fn finish<V: Lanes>(call: &Call<'_>, row: usize, head: usize, max: f32, sum: f32, values: &[f32]) {
     let width = call.shape.width;
     let inverse = 1.0 / sum;
     let at = row * call.heads.query_row() + head * width;
@@ -453,8 +480,7 @@ fn join_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
                 unsafe {
                     let add = call.parts.slice(((part + chunk) * share + r) * size, size);
                     let add = (add[0], add[1], add[2..].as_ptr());
-                    let (max, sum) =
-                        combine::<V>(of[0], of[1], values.as_mut_ptr(), add, padded);
+                    let (max, sum) = combine::<V>(of[0], of[1], values.as_mut_ptr(), add, padded);
                     of = [max, sum];
                 }
             }
@@ -502,7 +528,11 @@ fn lay_out(segments: &[Segment]) -> (Vec<Source>, Vec<Vec<u32>>) {
             table.push(sources.len() as u32);
             sources.push([
                 (start + from, split - from, 0),
-                (segment.start + split - before.min(split), to - split, split - from),
+                (
+                    segment.start + split - before.min(split),
+                    to - split,
+                    split - from,
+                ),
             ]);
         }
         if segment.prefix.is_none() {
