@@ -6,7 +6,7 @@
 //! accumulated over K in order with fused multiply-adds; there is no other order to choose.
 //!
 //! - [`matmul`]: products with a matrix packed once (frozen weights, LoRA factors, the vocabulary)
-//! - [`attention`]: one query row over its keys; the backward pass of a tree of sequences
+//! - [`attention`]: causal attention over pages of keys and values, and its backward pass
 //! - [`rows`]: RMSNorm, SiLU·up, rotary embedding
 //! - [`math`]: exp, dot products and sums in lanes of 16
 //!

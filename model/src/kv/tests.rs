@@ -149,7 +149,8 @@ fn pages_come_back_and_serve_again() {
         cache.release(1);
     }
     assert_eq!(cache.bytes(), bytes);
-    assert_eq!(bytes, all * 2 * 2 * 2 * 16 * (8 + 16) / 2 * 4 / 2);
+    // A key is 8 floats; a value is filled up to 16.
+    assert_eq!(bytes, all * LAYERS * HEADS.keys * PAGE * (8 + 16) * 4);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Rows over pages: decoding, prompts in chunks, and the rows of a pass.
 
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 use super::{
-    CHUNK, Heads, PAGE, Pages, Segment, Shared, for_each,
+    CHUNK, Heads, PAGE, Pages, Shared, for_each,
     lanes::{LANES, Lanes, by_level},
-    pages::{Run, Shape},
+    pages::Shape,
     tile::{self, Factors, by_rows},
     with_scratch,
 };
@@ -493,109 +493,4 @@ fn join_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
 by_level! {
     /// Combines the parts of sequences that were shared out by chunks.
     fn join(call: &Call<'_>, tasks: &[Task]) = join_body
-}
-
-thread_local! {
-    /// The pages of a pass, kept from one call to the next.
-    static PASS_PAGES: RefCell<Option<(Heads, usize, Pages)>> = const { RefCell::new(None) };
-}
-
-/// A page of a pass: up to two runs of its rows, (first row, rows, place in the page).
-type Source = [(usize, usize, usize); 2];
-
-/// The pages of a pass's segments: where each page's rows come from, and each segment's table.
-///
-/// A prompt's full pages serve its completions; the page in which a prompt ends and a completion
-/// begins is the completion's own.
-fn lay_out(segments: &[Segment]) -> (Vec<Source>, Vec<Vec<u32>>) {
-    let mut sources: Vec<Source> = Vec::new();
-    let mut tables: Vec<Vec<u32>> = Vec::with_capacity(segments.len());
-    let mut root = None;
-    for (i, segment) in segments.iter().enumerate() {
-        let (start, before) = segment.prefix.unwrap_or((segment.start, 0));
-        let of_prompt = root.filter(|r: &usize| {
-            segments[*r].start == start && segments[*r].len >= before && *r < i
-        });
-        let shared = before / PAGE;
-        let mut table: Vec<u32> = match of_prompt {
-            Some(r) if segment.prefix.is_some() => tables[r][..shared].to_vec(),
-            _ => Vec::new(),
-        };
-        let end = before + segment.len;
-        for page in table.len()..end.div_ceil(PAGE) {
-            let (from, to) = (page * PAGE, end.min((page + 1) * PAGE));
-            let split = before.clamp(from, to);
-            table.push(sources.len() as u32);
-            sources.push([
-                (start + from, split - from, 0),
-                (
-                    segment.start + split - before.min(split),
-                    to - split,
-                    split - from,
-                ),
-            ]);
-        }
-        if segment.prefix.is_none() {
-            root = Some(i);
-        }
-        tables.push(table);
-    }
-    (sources, tables)
-}
-
-/// Attention of all rows of a pass: q and out `[rows, queries * width]`, k and v
-/// `[rows, keys * width]`; stats as for [`attend`].
-///
-/// # Panics
-/// When a segment lies outside of the rows: a fault of the caller's code.
-pub fn forward(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    heads: Heads,
-    out: &mut [f32],
-    stats: Option<&mut [f32]>,
-) {
-    forward_at(level(), q, k, v, segments, heads, out, stats);
-}
-
-pub(super) fn forward_at(
-    level: Level,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    heads: Heads,
-    out: &mut [f32],
-    stats: Option<&mut [f32]>,
-) {
-    let row = heads.key_row();
-    let (sources, tables) = lay_out(segments);
-    let kept = PASS_PAGES.take();
-    let (_, room, mut pages) = kept
-        .filter(|(h, room, _)| *h == heads && *room >= sources.len())
-        .unwrap_or_else(|| {
-            let room = sources.len().next_power_of_two();
-            let mut pages = Pages::new(heads, 1, room);
-            pages.grow();
-            (heads, room, pages)
-        });
-    pages.fill_all(sources.len(), |i| {
-        sources[i].map(|(start, n, lane)| Run {
-            k: &k[start * row..(start + n) * row],
-            v: &v[start * row..(start + n) * row],
-            lane,
-        })
-    });
-    let spans: Vec<Span<'_>> = (segments.iter().zip(&tables))
-        .map(|(s, table)| Span {
-            start: s.start,
-            len: s.len,
-            first: s.first(),
-            table,
-        })
-        .collect();
-    attend_at(level, &pages, 0, &spans, q, out, stats);
-    PASS_PAGES.set(Some((heads, room, pages)));
 }

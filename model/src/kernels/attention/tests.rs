@@ -1,9 +1,5 @@
 //! Attention against f64, and one definition of the bits.
-use super::{
-    backward::backward_at,
-    forward::{attend_at, forward_at},
-    *,
-};
+use super::{backward::backward_at, forward::attend_at, pass::forward_at, *};
 use crate::kernels::{Level, level};
 
 const SHAPES: [Heads; 6] = [
