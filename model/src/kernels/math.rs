@@ -68,28 +68,6 @@ pub fn axpy(s: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Softmax of one row in place.
-#[inline(always)]
-pub(super) fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
-    let mut lanes = [0f32; LANES];
-    let (chunks, rest) = scores.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            chunk[i] = exp(chunk[i] - max);
-            lanes[i] += chunk[i];
-        }
-    }
-    for (i, s) in rest.iter_mut().enumerate() {
-        *s = exp(*s - max);
-        lanes[i] += *s;
-    }
-    let inverse = 1.0 / reduce(lanes);
-    for s in scores {
-        *s *= inverse;
-    }
-}
-
 /// What the exponentials of a row of logits come to.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpSum {

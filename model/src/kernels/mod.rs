@@ -8,7 +8,7 @@
 //! - [`team`]: the threads that share the work
 //! - [`matmul`]: products with a matrix packed once (frozen weights, LoRA factors, the vocabulary)
 //! - [`bf16`]: rounding to bf16 and back
-//! - [`attention`]: one query row over its keys; the backward pass of a tree of sequences
+//! - [`attention`]: causal attention over pages of keys and values, and its backward pass
 //! - [`rows`]: RMSNorm, SiLU·up, rotary embedding
 //! - [`math`]: exp, dot products and sums in lanes of 16
 //!

@@ -9,13 +9,26 @@ const HEADS: Heads = Heads {
 const LAYERS: usize = 2;
 
 fn cache(slots: usize, max_tokens: usize) -> KvCache {
-    KvCache::new(HEADS, LAYERS, slots, max_tokens, true, DType::F32, &Device::Cpu).unwrap()
+    KvCache::new(
+        HEADS,
+        LAYERS,
+        slots,
+        max_tokens,
+        true,
+        DType::F32,
+        &Device::Cpu,
+    )
+    .unwrap()
 }
 
 /// q, k and v of a token at a position of a sequence.
 fn token(layer: usize, sequence: usize, position: usize) -> [Vec<f32>; 3] {
     [0, 1, 2].map(|m| {
-        let row = if m == 0 { HEADS.query_row() } else { HEADS.key_row() };
+        let row = if m == 0 {
+            HEADS.query_row()
+        } else {
+            HEADS.key_row()
+        };
         let seed = (m * 31 + layer * 17 + sequence * 101 + position * 7) as f32;
         (0..row).map(|i| (seed + i as f32 * 0.37).sin()).collect()
     })
@@ -59,16 +72,25 @@ fn step(cache: &mut KvCache, slots: &[(usize, usize)]) -> Vec<Vec<f32>> {
         let tokens = slots.iter().zip(&plan.positions);
         let m = rows(layer, tokens.map(|(s, p)| (s.1, *p as usize)));
         out = vec![0.0; m[0].len()];
-        cache.attend_rows(&plan, layer, as_slices(&m), &mut out).unwrap();
+        cache
+            .attend_rows(&plan, layer, as_slices(&m), &mut out)
+            .unwrap();
     }
     out.chunks(HEADS.query_row()).map(<[f32]>::to_vec).collect()
 }
 
 /// The last row of layer 1 of a sequence as a pass computes it.
 fn alone(sequence: usize, prompt: usize, len: usize) -> Vec<f32> {
-    let m = rows(1, (0..len).map(|p| (if p < prompt { 0 } else { sequence }, p)));
+    let m = rows(
+        1,
+        (0..len).map(|p| (if p < prompt { 0 } else { sequence }, p)),
+    );
     let mut out = vec![0.0; m[0].len()];
-    let whole = Segment { start: 0, len, prefix: None };
+    let whole = Segment {
+        start: 0,
+        len,
+        prefix: None,
+    };
     forward(&m[0], &m[1], &m[2], &[whole], HEADS, &mut out, None);
     out.split_off((len - 1) * HEADS.query_row())
 }
@@ -126,7 +148,8 @@ fn pages_come_back_and_serve_again() {
         cache.release(1);
     }
     assert_eq!(cache.bytes(), bytes);
-    assert_eq!(bytes, all * 2 * 2 * 2 * 16 * (8 + 16) / 2 * 4 / 2);
+    // A key is 8 floats; a value is filled up to 16.
+    assert_eq!(bytes, all * LAYERS * HEADS.keys * PAGE * (8 + 16) * 4);
 }
 
 #[test]

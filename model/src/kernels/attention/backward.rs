@@ -1,18 +1,17 @@
 //! Gradients of a pass's attention.
 //!
-//! Keys are cut into strips: at most [`CHUNK`] of one segment. A strip collects the gradients of its
+//! Keys are cut into strips: at most [`CHUNK`](super::CHUNK) of one segment. A strip collects the gradients of its
 //! own keys and values from the rows that see it, in order; a row's gradient is the sum over the
 //! strips it sees, in order of position. So the result is the same whether strips of a tree (a
 //! sequence, or a prompt and its completions) are computed one after another or at once. Weights
-//! are computed again from [`forward`](super::forward)'s `stats`, as in FlashAttention
+//! are computed again from [`forward`](super::forward())'s `stats`, as in FlashAttention
 //! (arXiv 2205.14135).
 
-use std::ops::Range;
-
 use super::{
-    CHUNK, Heads, PAGE, Segment, Shared, for_each,
+    Heads, PAGE, Segment, Shared, for_each,
     lanes::{LANES, Lanes, by_level},
     pages::{Shape, transpose},
+    pass::{Strip, strips},
     tile::{self, Factors, by_rows},
     with_scratch,
 };
@@ -24,78 +23,6 @@ const ROWS: usize = 48;
 const KEYS: usize = 64;
 /// Floats from one row of weights to the next.
 const STRIDE: usize = KEYS + LANES;
-
-/// Keys of one segment.
-struct Strip {
-    /// Their rows.
-    keys: Range<usize>,
-    /// Position of the first.
-    first: usize,
-    /// Rows that see it.
-    seen_by: Vec<SeenBy>,
-}
-
-/// Rows at consecutive positions.
-struct SeenBy {
-    rows: Range<usize>,
-    /// Keys of the strip that the first row sees; the next sees one more ...
-    first: usize,
-    /// ... but no more than these.
-    most: usize,
-}
-
-/// Strips in order, and the tree of each.
-fn strips(segments: &[Segment]) -> Vec<Vec<Strip>> {
-    let mut trees: Vec<Vec<Strip>> = Vec::new();
-    let mut first = 0;
-    for i in 1..=segments.len() {
-        if i == segments.len() || segments[i].prefix.is_none() {
-            trees.push(tree_strips(&segments[first..i]));
-            first = i;
-        }
-    }
-    trees
-}
-
-fn tree_strips(tree: &[Segment]) -> Vec<Strip> {
-    let mut strips = Vec::new();
-    for (i, segment) in tree.iter().enumerate() {
-        for from in (0..segment.len).step_by(CHUNK) {
-            let n = CHUNK.min(segment.len - from);
-            let start = segment.start + from;
-            let mut seen_by = vec![SeenBy {
-                rows: start..segment.start + segment.len,
-                first: 1,
-                most: n,
-            }];
-            if i == 0 {
-                for other in &tree[1..] {
-                    let most = other.first().saturating_sub(from).min(n);
-                    if most > 0 {
-                        seen_by.push(SeenBy {
-                            rows: other.start..other.start + other.len,
-                            first: most,
-                            most,
-                        });
-                    }
-                }
-            }
-            strips.push(Strip {
-                keys: start..start + n,
-                first: segment.first() + from,
-                seen_by,
-            });
-        }
-    }
-    strips
-}
-
-impl Strip {
-    /// The rows that see it, and those between them.
-    fn rows(&self) -> Range<usize> {
-        self.keys.start..self.seen_by.last().map_or(self.keys.start, |s| s.rows.end)
-    }
-}
 
 /// What the tasks of a call share.
 struct Call<'a> {
@@ -125,7 +52,7 @@ impl Queries<'_> {
     }
 }
 
-/// Gradients of [`forward`](super::forward) with respect to q, k and v, given that of its result,
+/// Gradients of [`forward`](super::forward()) with respect to q, k and v, given that of its result,
 /// its result and its stats: all as there. Every float of `d_q`, `d_k` and `d_v` is written.
 ///
 /// # Panics
@@ -145,7 +72,18 @@ pub fn backward(
 ) {
     let threads = rayon::current_num_threads();
     backward_at(
-        (level(), threads), q, k, v, out, d_out, stats, segments, heads, d_q, d_k, d_v,
+        (level(), threads),
+        q,
+        k,
+        v,
+        out,
+        d_out,
+        stats,
+        segments,
+        heads,
+        d_q,
+        d_k,
+        d_v,
     );
 }
 
@@ -516,10 +454,7 @@ unsafe fn weights<V: Lanes, const R: usize, const P: usize, const C: usize>(
             std::array::from_fn(|r| rows.seen(first + r).saturating_sub(from).min(KEYS));
         let count = n[R - 1].div_ceil(PAGE);
         let (p, d_s) = (rows.p.add(first * STRIDE), rows.d_s.add(first * STRIDE));
-        let products = [
-            (rows.q, keys.k_pages, p),
-            (rows.d_out, keys.v_pages, d_s),
-        ];
+        let products = [(rows.q, keys.k_pages, p), (rows.d_out, keys.v_pages, d_s)];
         for (x, pages, to) in products {
             let x = x.add(first * padded);
             let page = |i: usize| pages.add((from + i * PAGE) * width);
@@ -578,14 +513,14 @@ unsafe fn add_rows<V: Lanes, const R: usize, const C: usize>(
         while c + C <= columns {
             let (from, to) = (rows.add(c * LANES), to.add(c * LANES));
             let mut acc = tile::load::<V, R, C>(to, padded);
-            tile::sum_rows(&mut acc, factors, from, padded, n);
+            tile::sum_rows(&mut acc, factors, from, padded, n, None);
             tile::store(&acc, to, padded);
             c += C;
         }
         while c < columns {
             let (from, to) = (rows.add(c * LANES), to.add(c * LANES));
             let mut acc = tile::load::<V, R, 1>(to, padded);
-            tile::sum_rows(&mut acc, factors, from, padded, n);
+            tile::sum_rows(&mut acc, factors, from, padded, n, None);
             tile::store(&acc, to, padded);
             c += 1;
         }

@@ -1,11 +1,11 @@
 //! Rows over pages: decoding, prompts in chunks, and the rows of a pass.
 
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 use super::{
-    CHUNK, Heads, PAGE, Pages, Segment, Shared, for_each,
+    CHUNK, Heads, PAGE, Pages, Shared, for_each,
     lanes::{LANES, Lanes, by_level},
-    pages::{Run, Shape},
+    pages::Shape,
     tile::{self, Factors, by_rows},
     with_scratch,
 };
@@ -86,7 +86,10 @@ pub(super) fn attend_at(
     let heads = pages.heads();
     let rows = out.len() / heads.query_row();
     assert!(
-        q.len() == out.len() && stats.as_ref().is_none_or(|s| s.len() == rows * heads.stats_row()),
+        q.len() == out.len()
+            && stats
+                .as_ref()
+                .is_none_or(|s| s.len() == rows * heads.stats_row()),
         "attend: q, out or stats has the wrong length"
     );
     let mut end = 0;
@@ -222,7 +225,11 @@ fn tile_rows<V: Lanes, const R: usize, const P: usize, const C: usize>(
         unsafe {
             one_chunk::<V, R, P, C>(call, task, chunk, n, q, scores, &mut next);
             for r in (0..R).filter(|r| n[*r] > 0) {
-                let add = (next.max[r], next.sum[r], next.values.add(r * padded).cast_const());
+                let add = (
+                    next.max[r],
+                    next.sum[r],
+                    next.values.add(r * padded).cast_const(),
+                );
                 let to = state.values.add(r * padded);
                 (state.max[r], state.sum[r]) =
                     combine::<V>(state.max[r], state.sum[r], to, add, padded);
@@ -239,7 +246,14 @@ fn tile_rows<V: Lanes, const R: usize, const P: usize, const C: usize>(
             (part[0], part[1]) = (state.max[r], state.sum[r]);
             part[2..].copy_from_slice(values);
         } else {
-            finish::<V>(call, span.start + row(r), head(r), state.max[r], state.sum[r], values);
+            finish::<V>(
+                call,
+                span.start + row(r),
+                head(r),
+                state.max[r],
+                state.sum[r],
+                values,
+            );
         }
     }
 }
@@ -296,12 +310,30 @@ unsafe fn one_chunk<V: Lanes, const R: usize, const P: usize, const C: usize>(
     let mut c = 0;
     while c + C <= columns {
         // SAFETY: pages of this shape; R rows of factors and results.
-        unsafe { sum_values::<V, R, C>(p, |i| values(i, c), 0, n[0], padded, state.values.add(c * LANES)) };
+        unsafe {
+            sum_values::<V, R, C>(
+                p,
+                |i| values(i, c),
+                0,
+                n[0],
+                padded,
+                state.values.add(c * LANES),
+            )
+        };
         c += C;
     }
     while c < columns {
         // SAFETY: as above.
-        unsafe { sum_values::<V, R, 1>(p, |i| values(i, c), 0, n[0], padded, state.values.add(c * LANES)) };
+        unsafe {
+            sum_values::<V, R, 1>(
+                p,
+                |i| values(i, c),
+                0,
+                n[0],
+                padded,
+                state.values.add(c * LANES),
+            )
+        };
         c += 1;
     }
     for r in (1..R).filter(|r| n[*r] > n[0]) {
@@ -345,7 +377,9 @@ unsafe fn sum_values<V: Lanes, const R: usize, const C: usize>(
             let lane = j % PAGE;
             let n = (PAGE - lane).min(to - j);
             let rows = page(j / PAGE).add(lane * padded);
-            tile::sum_rows(&mut acc, p.from(j), rows, padded, n);
+            // The next key head's keys follow.
+            let ahead = Some(PAGE * padded);
+            tile::sum_rows(&mut acc, p.from(j), rows, padded, n, ahead);
             j += n;
         }
         tile::store(&acc, out, padded);
@@ -408,14 +442,7 @@ unsafe fn combine<V: Lanes>(
 
 /// A row's result: its weighted values over the sum of its weights.
 #[inline(always)]
-fn finish<V: Lanes>(
-    call: &Call<'_>,
-    row: usize,
-    head: usize,
-    max: f32,
-    sum: f32,
-    values: &[f32],
-) {
+fn finish<V: Lanes>(call: &Call<'_>, row: usize, head: usize, max: f32, sum: f32, values: &[f32]) {
     let width = call.shape.width;
     let inverse = 1.0 / sum;
     let at = row * call.heads.query_row() + head * width;
@@ -453,8 +480,7 @@ fn join_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
                 unsafe {
                     let add = call.parts.slice(((part + chunk) * share + r) * size, size);
                     let add = (add[0], add[1], add[2..].as_ptr());
-                    let (max, sum) =
-                        combine::<V>(of[0], of[1], values.as_mut_ptr(), add, padded);
+                    let (max, sum) = combine::<V>(of[0], of[1], values.as_mut_ptr(), add, padded);
                     of = [max, sum];
                 }
             }
@@ -467,105 +493,4 @@ fn join_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
 by_level! {
     /// Combines the parts of sequences that were shared out by chunks.
     fn join(call: &Call<'_>, tasks: &[Task]) = join_body
-}
-
-thread_local! {
-    /// The pages of a pass, kept from one call to the next.
-    static PASS_PAGES: RefCell<Option<(Heads, usize, Pages)>> = const { RefCell::new(None) };
-}
-
-/// A page of a pass: up to two runs of its rows, (first row, rows, place in the page).
-type Source = [(usize, usize, usize); 2];
-
-/// The pages of a pass's segments: where each page's rows come from, and each segment's table.
-///
-/// A prompt's full pages serve its completions; the page in which a prompt ends and a completion
-/// begins is the completion's own.
-fn lay_out(segments: &[Segment]) -> (Vec<Source>, Vec<Vec<u32>>) {
-    let mut sources: Vec<Source> = Vec::new();
-    let mut tables: Vec<Vec<u32>> = Vec::with_capacity(segments.len());
-    let mut root = None;
-    for (i, segment) in segments.iter().enumerate() {
-        let (start, before) = segment.prefix.unwrap_or((segment.start, 0));
-        let of_prompt = root.filter(|r: &usize| {
-            segments[*r].start == start && segments[*r].len >= before && *r < i
-        });
-        let shared = before / PAGE;
-        let mut table: Vec<u32> = match of_prompt {
-            Some(r) if segment.prefix.is_some() => tables[r][..shared].to_vec(),
-            _ => Vec::new(),
-        };
-        let end = before + segment.len;
-        for page in table.len()..end.div_ceil(PAGE) {
-            let (from, to) = (page * PAGE, end.min((page + 1) * PAGE));
-            let split = before.clamp(from, to);
-            table.push(sources.len() as u32);
-            sources.push([
-                (start + from, split - from, 0),
-                (segment.start + split - before.min(split), to - split, split - from),
-            ]);
-        }
-        if segment.prefix.is_none() {
-            root = Some(i);
-        }
-        tables.push(table);
-    }
-    (sources, tables)
-}
-
-/// Attention of all rows of a pass: q and out `[rows, queries * width]`, k and v
-/// `[rows, keys * width]`; stats as for [`attend`].
-///
-/// # Panics
-/// When a segment lies outside of the rows: a fault of the caller's code.
-pub fn forward(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    heads: Heads,
-    out: &mut [f32],
-    stats: Option<&mut [f32]>,
-) {
-    forward_at(level(), q, k, v, segments, heads, out, stats);
-}
-
-pub(super) fn forward_at(
-    level: Level,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    heads: Heads,
-    out: &mut [f32],
-    stats: Option<&mut [f32]>,
-) {
-    let row = heads.key_row();
-    let (sources, tables) = lay_out(segments);
-    let kept = PASS_PAGES.take();
-    let (_, room, mut pages) = kept
-        .filter(|(h, room, _)| *h == heads && *room >= sources.len())
-        .unwrap_or_else(|| {
-            let room = sources.len().next_power_of_two();
-            let mut pages = Pages::new(heads, 1, room);
-            pages.grow();
-            (heads, room, pages)
-        });
-    pages.fill_all(sources.len(), |i| {
-        sources[i].map(|(start, n, lane)| Run {
-            k: &k[start * row..(start + n) * row],
-            v: &v[start * row..(start + n) * row],
-            lane,
-        })
-    });
-    let spans: Vec<Span<'_>> = (segments.iter().zip(&tables))
-        .map(|(s, table)| Span {
-            start: s.start,
-            len: s.len,
-            first: s.first(),
-            table,
-        })
-        .collect();
-    attend_at(level, &pages, 0, &spans, q, out, stats);
-    PASS_PAGES.set(Some((heads, room, pages)));
 }

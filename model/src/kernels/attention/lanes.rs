@@ -47,6 +47,12 @@ pub(super) trait Lanes: Copy {
         }
     }
 
+    /// Asks for the cache line of `at`, which need not be good memory, into the second-level cache.
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        let _ = at;
+    }
+
     #[inline(always)]
     fn array(self) -> [f32; LANES] {
         let mut lanes = [0f32; LANES];
@@ -81,7 +87,13 @@ pub(super) trait Lanes: Copy {
         let r = n.fma(splat(-0.693_359_4), clamped);
         let r = n.fma(splat(2.121_944_4e-4), r);
         let mut p = splat(1.987_569_1e-4);
-        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        for c in [
+            1.398_2e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            5e-1,
+        ] {
             p = p.fma(r, splat(c));
         }
         let y = p.fma(r.mul(r), r).add(splat(1.0));
@@ -153,7 +165,10 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn power_of_two(self) -> Self {
-        Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32)))
+        Self(
+            self.0
+                .map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32)),
+        )
     }
     #[inline(always)]
     fn zero_below(self, of: Self, floor: f32) -> Self {
@@ -161,7 +176,9 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn first(self, n: usize, other: f32) -> Self {
-        Self(std::array::from_fn(|i| if i < n { self.0[i] } else { other }))
+        Self(std::array::from_fn(
+            |i| if i < n { self.0[i] } else { other },
+        ))
     }
 }
 
@@ -241,6 +258,24 @@ mod x86 {
             Self(unsafe { _mm512_mask_blend_ps(mask, _mm512_set1_ps(other), self.0) })
         }
         #[inline(always)]
+        fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            unsafe {
+                let high = _mm512_extractf32x8_ps::<1>(self.0);
+                sum(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
+            }
+        }
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            unsafe {
+                let high = _mm512_extractf32x8_ps::<1>(self.0);
+                largest(_mm256_max_ps(_mm512_castps512_ps256(self.0), high))
+            }
+        }
+        #[inline(always)]
         unsafe fn transpose(rows: &[*const f32; LANES], to: *mut f32) {
             unsafe {
                 let mut r: [__m512; LANES] = std::array::from_fn(|j| _mm512_loadu_ps(rows[j]));
@@ -272,6 +307,25 @@ mod x86 {
                     _mm512_storeu_ps(column(12 + c), fourth);
                 }
             }
+        }
+    }
+
+    /// Sum of eight lanes, as the lower half of [`Lanes::sum`]'s tree.
+    #[inline(always)]
+    unsafe fn sum(x: __m256) -> f32 {
+        unsafe {
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(x: __m256) -> f32 {
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
     }
 
@@ -343,10 +397,21 @@ mod x86 {
             Self(f(self.0, of.0), f(self.1, of.1))
         }
         #[inline(always)]
+        fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            unsafe { sum(_mm256_add_ps(self.0, self.1)) }
+        }
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            unsafe { largest(_mm256_max_ps(self.0, self.1)) }
+        }
+        #[inline(always)]
         fn first(self, n: usize, other: f32) -> Self {
             let lanes = self.array();
-            let kept: [f32; LANES] =
-                std::array::from_fn(|i| if i < n { lanes[i] } else { other });
+            let kept: [f32; LANES] = std::array::from_fn(|i| if i < n { lanes[i] } else { other });
             unsafe { Self::load(kept.as_ptr()) }
         }
     }

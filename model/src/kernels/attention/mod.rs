@@ -12,15 +12,17 @@
 //! So it doesn't matter who computes a chunk, beside what, or whether a row comes alone over pages
 //! that were filled one token at a time or with the other rows of a pass.
 //!
-//! - [`pages`]: what a page holds; room for pages
+//! - `pages`: what a page holds; room for pages
 //! - [`attend`], [`forward`]: rows over pages; rows of a pass
 //! - [`backward`]: gradients of a pass
+//! - `pass`: the pages and the strips of a pass's segments
 //! - `tile`, `lanes`: the loops that stay in registers, once for all levels
 
 mod backward;
 mod forward;
 mod lanes;
 mod pages;
+mod pass;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -32,8 +34,9 @@ use rayon::prelude::*;
 use self::pages::Aligned;
 pub use self::{
     backward::backward,
-    forward::{Span, attend, forward},
+    forward::{Span, attend},
     pages::{PAGE, Pages, Places},
+    pass::forward,
 };
 
 /// Positions whose softmax is taken together; part of the definition of the bits.

@@ -279,10 +279,15 @@ pub(super) struct Run<'a> {
 }
 
 fn fill(page: &mut [f32], shape: Shape, runs: &[Run<'_>]) {
-    let Shape { width, padded, heads } = shape;
+    let Shape {
+        width,
+        padded,
+        heads,
+    } = shape;
     let row = heads * width;
     for h in 0..heads {
-        let (k_page, v_page) = page[h * shape.head()..(h + 1) * shape.head()].split_at_mut(shape.keys());
+        let (k_page, v_page) =
+            page[h * shape.head()..(h + 1) * shape.head()].split_at_mut(shape.keys());
         let mut rows = [None; PAGE];
         for run in runs {
             let pairs = run.k.chunks_exact(row).zip(run.v.chunks_exact(row));

@@ -1,5 +1,5 @@
 //! Attention against f64, and one definition of the bits.
-use super::{backward::backward_at, forward::{attend_at, forward_at}, *};
+use super::{backward::backward_at, forward::attend_at, pass::forward_at, *};
 use crate::kernels::{Level, level};
 
 const SHAPES: [Heads; 6] = [
@@ -83,12 +83,21 @@ fn naive(heads: Heads, q: &[f32], k: &[f32], v: &[f32], row: usize, seen: &[usiz
 fn pass() -> (usize, Vec<Segment>) {
     let mut segments = Vec::new();
     let mut at = 0;
-    for (prompt, completions) in [(5, vec![3, 20]), (16, vec![1, 16, 17]), (33, vec![40, 2]), (70, vec![])] {
+    for (prompt, completions) in [
+        (5, vec![3, 20]),
+        (16, vec![1, 16, 17]),
+        (33, vec![40, 2]),
+        (70, vec![]),
+    ] {
         let prefix = Some((at, prompt));
         segments.push(own(at, prompt));
         at += prompt;
         for len in completions {
-            segments.push(Segment { start: at, len, prefix });
+            segments.push(Segment {
+                start: at,
+                len,
+                prefix,
+            });
             at += len;
         }
     }
@@ -134,7 +143,10 @@ fn rows_see_their_prompt_and_their_own_past_only() {
         for row in 0..rows {
             let want = naive(heads, &x.q, &x.k, &x.v, row, &seen(&segments, row));
             for (a, b) in out[row * heads.query_row()..].iter().zip(want) {
-                assert!((f64::from(*a) - b).abs() < 1e-5, "{heads:?} row {row}: {a} against {b}");
+                assert!(
+                    (f64::from(*a) - b).abs() < 1e-5,
+                    "{heads:?} row {row}: {a} against {b}"
+                );
             }
         }
     }
@@ -149,7 +161,10 @@ fn long_rows_are_right_across_chunks() {
         let all: Vec<usize> = (0..=row).collect();
         let want = naive(heads, &x.q, &x.k, &x.v, row, &all);
         for (a, b) in out[row * heads.query_row()..].iter().zip(want) {
-            assert!((f64::from(*a) - b).abs() < 1e-5, "row {row}: {a} against {b}");
+            assert!(
+                (f64::from(*a) - b).abs() < 1e-5,
+                "row {row}: {a} against {b}"
+            );
         }
     }
 }
@@ -186,21 +201,47 @@ fn one_by_one_and_in_chunks_over_pages_gives_the_bits_of_a_pass() {
                 let places = Places::new(vec![(table[i / PAGE], i % PAGE)]).unwrap();
                 let keys = i * key_row..(i + 1) * key_row;
                 pages.append(1, &places, &x.k[keys.clone()], &x.v[keys]);
-                let span = Span { start: 0, len: 1, first: i, table: &table };
+                let span = Span {
+                    start: 0,
+                    len: 1,
+                    first: i,
+                    table: &table,
+                };
                 let queries = i * row..(i + 1) * row;
-                attend(&pages, 1, &[span], &x.q[queries.clone()], &mut out[queries], None);
+                attend(
+                    &pages,
+                    1,
+                    &[span],
+                    &x.q[queries.clone()],
+                    &mut out[queries],
+                    None,
+                );
             }
             assert_eq!(bits(&out), want, "{heads:?}: one by one, {len}");
             for chunk in [1, 7, 16, 37, 512] {
-                if chunk == 1 && len > 100 { continue; }
+                if chunk == 1 && len > 100 {
+                    continue;
+                }
                 let mut out = vec![0.0; len * row];
                 for first in (0..len).step_by(chunk) {
                     let n = chunk.min(len - first);
                     let keys = first * key_row..(first + n) * key_row;
                     pages.write(0, &table, first, &x.k[keys.clone()], &x.v[keys]);
-                    let span = Span { start: 0, len: n, first, table: &table };
+                    let span = Span {
+                        start: 0,
+                        len: n,
+                        first,
+                        table: &table,
+                    };
                     let queries = first * row..(first + n) * row;
-                    attend(&pages, 0, &[span], &x.q[queries.clone()], &mut out[queries], None);
+                    attend(
+                        &pages,
+                        0,
+                        &[span],
+                        &x.q[queries.clone()],
+                        &mut out[queries],
+                        None,
+                    );
                 }
                 assert_eq!(bits(&out), want, "{heads:?}: in chunks of {chunk}, {len}");
             }
@@ -237,7 +278,12 @@ fn what_stands_beyond_a_sequence_is_never_looked_at() {
     pages.write(0, &table, 0, &poison, &poison);
     pages.write(0, &table, 0, &x.k, &x.v);
     let mut out = vec![0.0; x.q.len()];
-    let span = Span { start: 0, len: 21, first: 0, table: &table };
+    let span = Span {
+        start: 0,
+        len: 21,
+        first: 0,
+        table: &table,
+    };
     attend_at(level(), &pages, 0, &[span], &x.q, &mut out, None);
     assert_eq!(bits(&out), want);
 }
@@ -260,13 +306,29 @@ fn a_copy_of_a_page_is_whole_and_its_own() {
 }
 
 /// d_q, d_k and d_v of Σ out · probe.
-fn gradients(x: &Inputs, heads: Heads, segments: &[Segment], probe: &[f32], how: (Level, usize)) -> [Vec<f32>; 3] {
+fn gradients(
+    x: &Inputs,
+    heads: Heads,
+    segments: &[Segment],
+    probe: &[f32],
+    how: (Level, usize),
+) -> [Vec<f32>; 3] {
     let rows = x.q.len() / heads.query_row();
     let (mut out, mut stats) = (vec![0.0; x.q.len()], vec![0.0; rows * heads.stats_row()]);
-    forward(&x.q, &x.k, &x.v, segments, heads, &mut out, Some(&mut stats));
+    forward(
+        &x.q,
+        &x.k,
+        &x.v,
+        segments,
+        heads,
+        &mut out,
+        Some(&mut stats),
+    );
     let mut d = [&x.q, &x.k, &x.v].map(|m| vec![f32::NAN; m.len()]);
     let [d_q, d_k, d_v] = &mut d;
-    backward_at(how, &x.q, &x.k, &x.v, &out, probe, &stats, segments, heads, d_q, d_k, d_v);
+    backward_at(
+        how, &x.q, &x.k, &x.v, &out, probe, &stats, segments, heads, d_q, d_k, d_v,
+    );
     d
 }
 
@@ -275,7 +337,10 @@ fn naive_gradients(x: &Inputs, heads: Heads, segments: &[Segment], probe: &[f32]
     let (width, query_row, key_row) = (heads.width, heads.query_row(), heads.key_row());
     let mut d = [&x.q, &x.k, &x.v].map(|m| vec![0f64; m.len()]);
     let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
     };
     let scale = 1.0 / (width as f64).sqrt();
     for row in 0..x.q.len() / query_row {
@@ -284,11 +349,17 @@ fn naive_gradients(x: &Inputs, heads: Heads, segments: &[Segment], probe: &[f32]
             let at = row * query_row + h * width;
             let key = |j: usize| j * key_row + h / heads.share() * width;
             let (q, d_out) = (&x.q[at..at + width], &probe[at..at + width]);
-            let s: Vec<f64> = seen.iter().map(|j| dot(q, &x.k[key(*j)..key(*j) + width]) * scale).collect();
+            let s: Vec<f64> = seen
+                .iter()
+                .map(|j| dot(q, &x.k[key(*j)..key(*j) + width]) * scale)
+                .collect();
             let max = s.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = s.iter().map(|s| (s - max).exp()).sum();
             let p: Vec<f64> = s.iter().map(|s| (s - max).exp() / sum).collect();
-            let d_p: Vec<f64> = seen.iter().map(|j| dot(d_out, &x.v[key(*j)..key(*j) + width])).collect();
+            let d_p: Vec<f64> = seen
+                .iter()
+                .map(|j| dot(d_out, &x.v[key(*j)..key(*j) + width]))
+                .collect();
             let mean: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d).sum();
             for (i, j) in seen.iter().enumerate() {
                 let d_s = p[i] * (d_p[i] - mean) * scale;
@@ -310,7 +381,11 @@ fn gradients_equal_those_in_f64_however_they_are_shared_out() {
         let long = 530 * usize::from(heads.width == 16);
         if long > 0 {
             segments.push(own(rows, long));
-            segments.push(Segment { start: rows + long, len: 40, prefix: Some((rows, long)) });
+            segments.push(Segment {
+                start: rows + long,
+                len: 40,
+                prefix: Some((rows, long)),
+            });
         }
         let rows = rows + long + 40 * usize::from(long > 0);
         let x = inputs(heads, rows);
@@ -320,11 +395,16 @@ fn gradients_equal_those_in_f64_however_they_are_shared_out() {
         for (got, want) in got.iter().zip(&want) {
             for (i, (a, b)) in got.iter().zip(want).enumerate() {
                 let error = (f64::from(*a) - b).abs();
-                assert!(error < 2e-5 * (1.0 + b.abs()), "{heads:?} {i}: {a} against {b}");
+                assert!(
+                    error < 2e-5 * (1.0 + b.abs()),
+                    "{heads:?} {i}: {a} against {b}"
+                );
             }
         }
         for how in [(level(), 1000), (Level::Avx2, 1), (Level::Portable, 1000)] {
-            if how.0 < level() && heads.width > 64 { continue; }
+            if how.0 < level() && heads.width > 64 {
+                continue;
+            }
             let again = gradients(&x, heads, &segments, &probe, how);
             for (a, b) in got.iter().zip(&again) {
                 assert_eq!(bits(a), bits(b), "{heads:?} {how:?}");
@@ -342,19 +422,29 @@ fn gradients_equal_finite_differences() {
     let got = gradients(&x, heads, &segments, &probe, (level(), 1));
     let loss = |x: &Inputs| -> f64 {
         let out = x.forward(heads, &segments);
-        out.iter().zip(&probe).map(|(o, p)| f64::from(*o) * f64::from(*p)).sum()
+        out.iter()
+            .zip(&probe)
+            .map(|(o, p)| f64::from(*o) * f64::from(*p))
+            .sum()
     };
     let h = 1e-2f32;
     for i in (0..x.k.len()).step_by(397) {
         for which in 0..3 {
             let nudged = |by: f32| {
-                let mut x = Inputs { q: x.q.clone(), k: x.k.clone(), v: x.v.clone() };
+                let mut x = Inputs {
+                    q: x.q.clone(),
+                    k: x.k.clone(),
+                    v: x.v.clone(),
+                };
                 [&mut x.q, &mut x.k, &mut x.v][which][i] += by;
                 loss(&x)
             };
             let want = ((nudged(h) - nudged(-h)) / (2.0 * f64::from(h))) as f32;
             let got = got[which][i];
-            assert!((got - want).abs() < 5e-3 * (1.0 + want.abs()), "{which} {i}: {got} against {want}");
+            assert!(
+                (got - want).abs() < 5e-3 * (1.0 + want.abs()),
+                "{which} {i}: {got} against {want}"
+            );
         }
     }
 }

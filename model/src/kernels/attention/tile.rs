@@ -2,7 +2,8 @@
 
 use super::lanes::{LANES, Lanes};
 
-/// Scores of R rows against P groups of 16 keys: `out[r][16 p + j] = q[r] · keys[p][.., j]`.
+/// Scores of R rows against P groups of 16 keys: `out[r][16 p + j] = q[r] · keys[p][.., j]`. What
+/// follows a group, in a page its values, is asked for on the way.
 ///
 /// # Safety
 /// `q` has R rows of `width` floats, `q_stride` apart; each of `keys` is `[width][16]`; `out` has R
@@ -20,6 +21,9 @@ pub(super) unsafe fn scores<V: Lanes, const R: usize, const P: usize>(
     for d in 0..width {
         // SAFETY: the caller's promise.
         let k: [V; P] = std::array::from_fn(|p| unsafe { V::load(keys[p].add(d * LANES)) });
+        for key in keys {
+            V::prefetch(key.wrapping_add((width + d) * LANES));
+        }
         for r in 0..R {
             // SAFETY: as above.
             let q = V::splat(unsafe { *q.add(r * q_stride + d) });
@@ -59,7 +63,8 @@ impl Factors {
     }
 }
 
-/// `acc[r][c] += Σ_l factors[r, l] · rows[l][16 c ..]`, l from 0 to n in order.
+/// `acc[r][c] += Σ_l factors[r, l] · rows[l][16 c ..]`, l from 0 to n in order. What stands `ahead`
+/// floats after the rows is asked for on the way.
 ///
 /// # Safety
 /// `factors` has R results of n rows; `rows` has n rows of 16 C floats, `stride` apart.
@@ -70,8 +75,14 @@ pub(super) unsafe fn sum_rows<V: Lanes, const R: usize, const C: usize>(
     rows: *const f32,
     stride: usize,
     n: usize,
+    ahead: Option<usize>,
 ) {
     for l in 0..n {
+        if let Some(ahead) = ahead {
+            for c in 0..C {
+                V::prefetch(rows.wrapping_add(ahead + l * stride + c * LANES));
+            }
+        }
         // SAFETY: the caller's promise.
         let row: [V; C] =
             std::array::from_fn(|c| unsafe { V::load(rows.add(l * stride + c * LANES)) });
@@ -122,12 +133,30 @@ pub(super) unsafe fn store<V: Lanes, const R: usize, const C: usize>(
 macro_rules! by_rows {
     ($rows:expr, $m:ident, |$r:ident| $call:expr) => {
         match $rows {
-            1 => { const $r: usize = 1; $call }
-            2 => { const $r: usize = 2; $call }
-            3 => { const $r: usize = 3; $call }
-            4 if $m > 3 => { const $r: usize = 4; $call }
-            5 if $m > 3 => { const $r: usize = 5; $call }
-            6 if $m > 3 => { const $r: usize = 6; $call }
+            1 => {
+                const $r: usize = 1;
+                $call
+            }
+            2 => {
+                const $r: usize = 2;
+                $call
+            }
+            3 => {
+                const $r: usize = 3;
+                $call
+            }
+            4 if $m > 3 => {
+                const $r: usize = 4;
+                $call
+            }
+            5 if $m > 3 => {
+                const $r: usize = 5;
+                $call
+            }
+            6 if $m > 3 => {
+                const $r: usize = 6;
+                $call
+            }
             _ => {}
         }
     };
