@@ -50,7 +50,7 @@ impl CustomOp1 for RmsNormOp {
         let x = f32_slice(storage, layout)?;
         let mut out = vec![0f32; x.len()];
         with_slices(&[&self.weight], |s| {
-            kernels::rms_norm(x, s[0], self.eps, &mut out)
+            kernels::rms_norm(x, s[0], self.eps, &mut out, None)
         })?;
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -155,7 +155,7 @@ impl CustomOp2 for SiluMulOp {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (f32_slice(gate, gate_layout)?, f32_slice(up, up_layout)?);
         let mut out = vec![0f32; gate.len()];
-        kernels::silu_mul(gate, up, &mut out);
+        kernels::silu_mul(gate, up, &mut out, None);
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
