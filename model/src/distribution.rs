@@ -39,6 +39,9 @@ pub struct Sampled {
     pub logprob: f32,
 }
 
+/// Logits that are looked at together when ids are collected.
+const SCANNED: usize = 128;
+
 /// A token's log-prob, and the entropy of the distribution, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenLogProb {
@@ -184,8 +187,7 @@ impl Distribution {
                 logits[*id as usize] = share * scratch.exps[*id as usize];
             }
         } else {
-            logits.copy_from_slice(&scratch.exps);
-            math::scale(logits, share);
+            math::scale(share, &scratch.exps, logits);
         }
         logits[token as usize] += factor;
     }
@@ -203,7 +205,7 @@ impl Distribution {
         );
         let kept = self
             .truncates()
-            .then(|| self.truncate(logits, all.sum, include, scratch));
+            .then(|| self.truncate(logits, all, include, scratch));
         Row {
             all,
             kept,
@@ -231,18 +233,54 @@ impl Distribution {
         }
     }
 
+    /// A bound on scaled logits that no kept token is below. A vocabulary is far too long to sort, and
+    /// what is among the first `top_k`, or reaches `top_p`, is mostly within a few nats of the
+    /// likeliest.
+    fn bound(&self, logits: &[f32], all: ExpSum, scratch: &Scratch) -> f32 {
+        // Sums in another order differ by less than what is added here.
+        let goal = (f64::from(self.top_p) + 1e-4) * all.sum;
+        let enough = |bound: &f32| {
+            let inverse_temperature = 1.0 / self.temperature;
+            let within = math::within(logits, inverse_temperature, *bound, &scratch.exps);
+            if self.top_k > 0 {
+                within.count >= self.top_k as usize
+            } else {
+                within.sum >= goal
+            }
+        };
+        // Min-p is a bound itself.
+        let applies = self.min_p == 0.0 && (self.top_k > 0 || self.top_p < 1.0);
+        let nats = [2.0, 4.0, 8.0, 12.0, 16.0, 24.0];
+        let mut bounds = nats.into_iter().map(|nats| all.max - nats);
+        applies
+            .then(|| bounds.find(enough))
+            .flatten()
+            .unwrap_or(f32::NEG_INFINITY)
+    }
+
     /// Fills `scratch.kept` with the kept ids, ascending, and returns the sum of their exps.
     fn truncate(
         &self,
         logits: &[f32],
-        total: f64,
+        all: ExpSum,
         include: Option<u32>,
         scratch: &mut Scratch,
     ) -> f64 {
+        let bound = self.bound(logits, all, scratch);
         let Scratch { exps, kept, .. } = scratch;
         kept.clear();
         // The likeliest token's exp is 1, so min-p is a bound on exps themselves.
-        kept.extend((0..logits.len() as u32).filter(|id| exps[*id as usize] >= self.min_p));
+        let inverse_temperature = 1.0 / self.temperature;
+        let within = |x: f32| x * inverse_temperature >= bound;
+        for (block, xs) in logits.chunks(SCANNED).enumerate() {
+            if !within(math::largest(xs)) {
+                continue;
+            }
+            let first = block * SCANNED;
+            let likely = (first..).zip(xs).filter(|(_, x)| within(**x));
+            let ids = likely.map(|(id, _)| id as u32);
+            kept.extend(ids.filter(|id| exps[*id as usize] >= self.min_p));
+        }
         // Likeliest first; among equals, the lower id. Logits, not exps: those can tie at 0.
         let order = |a: &u32, b: &u32| {
             logits[*b as usize]
@@ -259,7 +297,7 @@ impl Distribution {
             let of = if self.min_p > 0.0 || self.top_k > 0 {
                 kept.iter().map(|id| f64::from(exps[*id as usize])).sum()
             } else {
-                total
+                all.sum
             };
             let goal = f64::from(self.top_p) * of;
             let mut sum = 0f64;
@@ -289,13 +327,8 @@ pub fn each_row<T: Send>(items: &mut [T], f: impl Fn(&mut T, &mut Scratch) + Syn
 
 /// The id of the largest logit, the lowest among equals.
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in logits.iter().enumerate() {
-        if *x > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
+    let max = math::largest(logits);
+    logits.iter().position(|x| *x == max).unwrap_or(0) as u32
 }
 
 /// The first id at which the running sum of `exps` passes `goal`; `sums` are those of the chunks.
@@ -451,6 +484,52 @@ mod tests {
             }),
             [0, 1, 2]
         );
+    }
+
+    #[test]
+    fn truncation_of_a_long_row_keeps_what_sorting_all_of_it_would() {
+        let n = 49_152;
+        for sharpness in [0.1, 1.0, 3.0] {
+            let x: Vec<f32> = logits(n).iter().map(|x| x * sharpness).collect();
+            for (top_k, top_p) in [
+                (0, 0.5),
+                (0, 0.95),
+                (0, 0.99995),
+                (50, 1.0),
+                (20, 0.8),
+                (40_000, 1.0),
+            ] {
+                let dist = Distribution {
+                    temperature: 0.7,
+                    top_p,
+                    top_k,
+                    min_p: 0.0,
+                };
+                let mut scratch = Scratch::default();
+                let row = dist.row(&x, None, &mut scratch);
+                let mut want: Vec<u32> = (0..n as u32).collect();
+                want.sort_by(|a, b| x[*b as usize].total_cmp(&x[*a as usize]).then(a.cmp(b)));
+                if top_k > 0 {
+                    want.truncate(top_k as usize);
+                }
+                if top_p < 1.0 {
+                    let e = |id: &u32| f64::from(scratch.exps[*id as usize]);
+                    let of = if top_k > 0 {
+                        want.iter().map(e).sum()
+                    } else {
+                        row.all.sum
+                    };
+                    let mut sum = 0.0;
+                    let reached = want.iter().position(|id| {
+                        sum += e(id);
+                        sum >= f64::from(top_p) * of
+                    });
+                    want.truncate(reached.map_or(n, |at| at + 1));
+                }
+                want.sort_unstable();
+                assert_eq!(scratch.kept, want, "{sharpness} {top_k} {top_p}");
+            }
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl HostModel {
         };
 
         sized(inner, a.gate.len());
-        rows::silu_mul(&a.gate, &a.up, inner);
+        rows::silu_mul(&a.gate, &a.up, inner, None);
         linear(Down, inner, d, &mut back.low, Add::Nothing, &mut back.inner)?;
         sized(&mut back.gate, a.gate.len());
         sized(&mut back.up, a.up.len());
@@ -116,7 +116,7 @@ impl HostModel {
             (Q, &layer.q_norm, &a.raw_q, &mut back.q),
             (K, &layer.k_norm, &a.raw_k, &mut back.k),
         ] {
-            elementwise::rotate_in_place(turned, &angles.cos, &angles.sin, -1.0, self.heads.width);
+            self.turn(turned, angles, -1.0);
             let d_out = match norm {
                 None => turned,
                 Some(norm) => {

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     kernels::{
         matmul::{Add, Then, Thin, product},
-        elementwise, rows,
+        rows,
     },
     lora::LoraModule,
 };
@@ -22,7 +22,7 @@ impl HostNorm {
     /// x `[rows, width]` normed into `out`.
     pub(super) fn run(&self, x: &[f32], out: &mut Vec<f32>) {
         sized(out, x.len());
-        rows::rms_norm(x, &self.weight, self.eps, out);
+        rows::rms_norm(x, &self.weight, self.eps, out, None);
     }
 }
 
@@ -40,8 +40,7 @@ impl HostModel {
     ) -> Result<()> {
         use LoraModule::{Down, Gate, K, O, Q, Up, V};
         let layer = &self.layers[index];
-        layer.input_norm.run(&a.input, &mut w.normed);
-        let x = self.operand(&w.normed, &mut w.half);
+        let x = self.normed(&layer.input_norm, &a.input, &mut w.normed, &mut w.half);
         let [low_q, low_k, low_v, ..] = &mut a.low;
         for (module, norm, raw, out, low) in [
             (Q, &layer.q_norm, &mut a.raw_q, &mut a.q, low_q),
@@ -54,7 +53,7 @@ impl HostModel {
                     norm.run(raw, out);
                 }
             }
-            elementwise::rotate_in_place(out, &angles.cos, &angles.sin, 1.0, self.heads.width);
+            self.turn(out, angles, 1.0);
         }
         self.linear(layer, V, x, lora, low_v, Add::Nothing, &mut a.v)?;
         sized(&mut a.mixed, a.q.len());
@@ -62,13 +61,13 @@ impl HostModel {
         let [_, _, _, low_o, low_gate, low_up, low_down] = &mut a.low;
         let x = self.operand(&a.mixed, &mut w.half);
         self.linear(layer, O, x, lora, low_o, Add::Rows(&a.input), &mut a.middle)?;
-        layer.post_norm.run(&a.middle, &mut w.normed);
-        let x = self.operand(&w.normed, &mut w.half);
+        let x = self.normed(&layer.post_norm, &a.middle, &mut w.normed, &mut w.half);
         self.linear(layer, Gate, x, lora, low_gate, Add::Nothing, &mut a.gate)?;
         self.linear(layer, Up, x, lora, low_up, Add::Nothing, &mut a.up)?;
         sized(&mut w.inner, a.gate.len());
-        rows::silu_mul(&a.gate, &a.up, &mut w.inner);
-        let x = self.operand(&w.inner, &mut w.half);
+        let half = self.rounded(a.gate.len(), &mut w.half);
+        rows::silu_mul(&a.gate, &a.up, &mut w.inner, half);
+        let x = self.as_operand(&w.inner, &w.half);
         self.linear(layer, Down, x, lora, low_down, Add::Rows(&a.middle), out)
     }
 

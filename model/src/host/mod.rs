@@ -24,7 +24,8 @@ use crate::{
     kernels::{
         attention::Heads,
         bf16::to_bf16,
-        matmul::{Format, Frozen, Rows, Then, matmul, product, Store},
+        matmul::{Format, Frozen, Rows, Store, Then, matmul, product},
+        rows,
     },
     lora::LoraModule,
 };
@@ -194,16 +195,51 @@ impl HostModel {
         self.embedding.gather(tokens, out);
     }
 
-    fn operand<'a>(&self, wide: &'a [f32], half: &'a mut Vec<bf16>) -> Operand<'a> {
+    /// `half`, sized for `n` values that a product reads, where it reads bf16.
+    fn rounded<'a>(&self, n: usize, half: &'a mut Vec<bf16>) -> Option<&'a mut [bf16]> {
+        (self.format == Format::Bf16).then(|| {
+            half.resize(n, bf16::ZERO);
+            &mut half[..]
+        })
+    }
+
+    /// Rows and, where products read bf16, the same rounded.
+    fn as_operand<'a>(&self, wide: &'a [f32], half: &'a [bf16]) -> Operand<'a> {
         let rows = match self.format {
             Format::F32 => Rows::F32(wide),
-            Format::Bf16 => {
-                half.resize(wide.len(), bf16::ZERO);
-                to_bf16(wide, half);
-                Rows::Bf16(half)
-            }
+            Format::Bf16 => Rows::Bf16(half),
         };
         Operand { wide, rows }
+    }
+
+    fn operand<'a>(&self, wide: &'a [f32], half: &'a mut Vec<bf16>) -> Operand<'a> {
+        if let Some(half) = self.rounded(wide.len(), half) {
+            to_bf16(wide, half);
+        }
+        self.as_operand(wide, half)
+    }
+
+    /// x `[rows, hidden]`, normed.
+    fn normed<'a>(
+        &self,
+        norm: &HostNorm,
+        x: &[f32],
+        wide: &'a mut Vec<f32>,
+        half: &'a mut Vec<bf16>,
+    ) -> Operand<'a> {
+        sized(wide, x.len());
+        let rounded = self.rounded(x.len(), half);
+        rows::rms_norm(x, &norm.weight, norm.eps, wide, rounded);
+        self.as_operand(wide, half)
+    }
+
+    /// Turns all heads of x `[rows, heads * width]` by their rows' angles, or back with `sign` −1.
+    fn turn(&self, x: &mut [f32], angles: &Angles, sign: f32) {
+        let width = self.heads.width;
+        let rows = (2 * angles.cos.len()).checked_div(width).unwrap_or(0);
+        let stride = x.len().checked_div(rows).unwrap_or(0);
+        let all = 0..stride;
+        rows::rotate_in_place(x, stride, all, &angles.cos, &angles.sin, sign, width);
     }
 
     /// Logits of final-normed rows: hidden `[rows, hidden]` to `[rows, vocab]`.

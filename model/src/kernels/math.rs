@@ -17,7 +17,8 @@ pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.3);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     let mut p = 1.987_569_1e-4f32;
     p = p.mul_add(r, 1.398_2e-3);
@@ -26,7 +27,8 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 5e-1);
     let y = p.mul_add(r * r, r) + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // The low bits of `shifted` are n: 2^n without a conversion.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -87.3 { 0.0 } else { y * scale }
 }
 
@@ -68,6 +70,23 @@ pub fn axpy(s: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// The largest value; NaN is passed over.
+#[inline(always)]
+pub fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, *value);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
 /// What the exponentials of a row of logits come to.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpSum {
@@ -89,21 +108,7 @@ fn exp_sum_body(
     exps: &mut [f32],
     sums: &mut [f64],
 ) -> ExpSum {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] {
-                chunk[i]
-            } else {
-                lanes[i]
-            };
-        }
-    }
-    for &x in rest {
-        lanes[0] = lanes[0].max(x);
-    }
-    let max = lanes.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)) * inverse_temperature;
+    let max = max(logits) * inverse_temperature;
     let (mut sum, mut weighted) = (0f64, 0f64);
     for ((xs, es), total) in logits.chunks(CHUNK).zip(exps.chunks_mut(CHUNK)).zip(sums) {
         let mut s = [0f32; LANES];
@@ -138,15 +143,77 @@ dispatch! {
 }
 
 #[inline(always)]
-fn scale_body(values: &mut [f32], factor: f32) {
-    for v in values {
-        *v *= factor;
+fn add_body(x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += x;
     }
 }
 
 dispatch! {
-    /// values *= factor.
-    pub fn scale(values: &mut [f32], factor: f32) = scale_body
+    /// y += x.
+    pub fn add(x: &[f32], y: &mut [f32]) = add_body
+}
+
+#[inline(always)]
+fn scale_body(factor: f32, x: &[f32], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = factor * x;
+    }
+}
+
+dispatch! {
+    /// out = factor * x.
+    pub fn scale(factor: f32, x: &[f32], out: &mut [f32]) = scale_body
+}
+
+#[inline(always)]
+fn largest_body(values: &[f32]) -> f32 {
+    max(values)
+}
+
+dispatch! {
+    /// [`max`], as a function of its own.
+    pub fn largest(values: &[f32]) -> f32 = largest_body
+}
+
+/// What lies above a bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Within {
+    /// Elements.
+    pub count: usize,
+    /// The sum of their exponentials.
+    pub sum: f64,
+}
+
+#[inline(always)]
+fn within_body(logits: &[f32], inverse_temperature: f32, bound: f32, exps: &[f32]) -> Within {
+    let mut all = Within { count: 0, sum: 0.0 };
+    for (xs, es) in logits.chunks(CHUNK).zip(exps.chunks(CHUNK)) {
+        let (mut counts, mut sums) = ([0f32; LANES], [0f32; LANES]);
+        let (x_chunks, x_rest) = xs.as_chunks::<LANES>();
+        let (e_chunks, e_rest) = es.as_chunks::<LANES>();
+        for (x, e) in x_chunks.iter().zip(e_chunks) {
+            for i in 0..LANES {
+                let inside = x[i] * inverse_temperature >= bound;
+                counts[i] += if inside { 1.0 } else { 0.0 };
+                sums[i] += if inside { e[i] } else { 0.0 };
+            }
+        }
+        for (i, (x, e)) in x_rest.iter().zip(e_rest).enumerate() {
+            if x * inverse_temperature >= bound {
+                counts[i] += 1.0;
+                sums[i] += e;
+            }
+        }
+        all.count += reduce(counts) as usize;
+        all.sum += f64::from(reduce(sums));
+    }
+    all
+}
+
+dispatch! {
+    /// The elements with logit * inverse_temperature >= bound, and the sum of their `exps`.
+    pub fn within(logits: &[f32], inverse_temperature: f32, bound: f32, exps: &[f32]) -> Within = within_body
 }
 
 #[cfg(test)]
@@ -165,6 +232,22 @@ mod tests {
         assert_eq!(exp(-100.0), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn the_largest_and_what_lies_above_a_bound() {
+        for n in [1, 15, 33, 1100] {
+            let x: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+            let exps: Vec<f32> = x.iter().map(|x| x * 0.01 + 1.0).collect();
+            let most = x.iter().cloned().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(largest(&x), most);
+            let got = within(&x, 0.5, 3.0, &exps);
+            let inside = || x.iter().zip(&exps).filter(|(x, _)| **x >= 6.0);
+            assert_eq!(got.count, inside().count());
+            let sum: f64 = inside().map(|(_, e)| f64::from(*e)).sum();
+            assert!((got.sum - sum).abs() <= 1e-6 * sum);
+        }
+        assert_eq!(largest(&[f32::NAN, 1.0]), 1.0);
     }
 
     #[test]

@@ -1,29 +1,49 @@
 //! Row kernels: RMSNorm, SiLU·up, rotary embedding, forward and backward.
 //!
-//! Rows are shared out between threads in chunks; each is computed as if it were alone.
+//! Rows are shared out between threads in chunks; each is computed as if it were alone. Where a
+//! product in bf16 follows, its rows are rounded in the same pass.
 
-use rayon::prelude::*;
+use std::ops::Range;
+
+use half::bf16;
 
 use super::{
+    bf16::round,
     dispatch,
     math::{self, dot},
+    team::{self, Shared},
 };
 
 /// Floats that one task should touch at least: below that, threads cost more than they give.
 const TASK_FLOATS: usize = 16 * 1024;
 
-/// Rows a task takes.
-fn rows_per_task(width: usize) -> usize {
-    (TASK_FLOATS / width.max(1)).max(1)
+/// Runs `f(first row, rows)` over all rows, about [`TASK_FLOATS`] at a time.
+fn each_rows(rows: usize, width: usize, f: impl Fn(usize, usize) + Sync) {
+    let chunk = (TASK_FLOATS / width.max(1)).max(1);
+    team::for_each(rows.div_ceil(chunk), |i| {
+        let first = i * chunk;
+        f(first, chunk.min(rows - first));
+    });
+}
+
+/// Rows of `width` in a slice.
+fn rows_of(len: usize, width: usize) -> usize {
+    len.checked_div(width).unwrap_or(0)
 }
 
 #[inline(always)]
-fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], rounded: &mut [bf16]) {
     let width = weight.len();
+    let mut rounded = rounded.chunks_exact_mut(width);
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
         let inverse = inverse_rms(x, eps);
-        for i in 0..width {
-            out[i] = x[i] * inverse * weight[i];
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * inverse * weight;
+        }
+        if let Some(rounded) = rounded.next() {
+            for (rounded, out) in rounded.iter_mut().zip(out) {
+                *rounded = round(*out);
+            }
         }
     }
 }
@@ -34,15 +54,67 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 }
 
 dispatch! {
-    fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body
+    fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], rounded: &mut [bf16]) = rms_norm_body
 }
 
-/// out = x / sqrt(mean(x²) + eps) * weight, row by row; x and out `[rows, width]`.
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let chunk = rows_per_task(weight.len()) * weight.len();
-    x.par_chunks(chunk)
-        .zip(out.par_chunks_mut(chunk))
-        .for_each(|(x, out)| rms_norm_rows(x, weight, eps, out));
+/// out = x / sqrt(mean(x²) + eps) * weight, row by row; x and out `[rows, width]`. `rounded`: out in
+/// bf16 as well.
+pub fn rms_norm(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+    rounded: Option<&mut [bf16]>,
+) {
+    let width = weight.len();
+    let (out, rounded) = (Shared::new(out), Rounded::new(rounded));
+    each_rows(rows_of(x.len(), width), width, |first, rows| {
+        let (at, len) = (first * width, rows * width);
+        // SAFETY: tasks take disjoint rows.
+        let (out, rounded) = unsafe { (out.part(at, len), rounded.part(at, len)) };
+        rms_norm_rows(&x[at..at + len], weight, eps, out, rounded);
+    });
+}
+
+/// x += add, and then [`rms_norm`] of x.
+pub fn add_rms_norm(
+    x: &mut [f32],
+    add: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+    rounded: Option<&mut [bf16]>,
+) {
+    let width = weight.len();
+    let rows = rows_of(x.len(), width);
+    let (x, out, rounded) = (Shared::new(x), Shared::new(out), Rounded::new(rounded));
+    each_rows(rows, width, |first, rows| {
+        let (at, len) = (first * width, rows * width);
+        // SAFETY: tasks take disjoint rows.
+        let (x, out, rounded) =
+            unsafe { (x.part(at, len), out.part(at, len), rounded.part(at, len)) };
+        math::add(&add[at..at + len], x);
+        rms_norm_rows(x, weight, eps, out, rounded);
+    });
+}
+
+/// Rows in bf16 that are written where somebody asks for them.
+struct Rounded(Option<Shared<bf16>>);
+
+impl Rounded {
+    fn new(rows: Option<&mut [bf16]>) -> Self {
+        Self(rows.map(Shared::new))
+    }
+
+    /// See [`Shared::part`]; empty where nobody asks.
+    #[allow(clippy::mut_from_ref, reason = "disjoint by the caller's promise")]
+    unsafe fn part(&self, from: usize, len: usize) -> &mut [bf16] {
+        match &self.0 {
+            // SAFETY: the caller's promise.
+            Some(rows) => unsafe { rows.part(from, len) },
+            None => &mut [],
+        }
+    }
 }
 
 #[inline(always)]
@@ -51,13 +123,13 @@ fn rms_norm_backward_body(x: &[f32], weight: &[f32], eps: f32, d_out: &[f32], d_
     let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width));
     for ((x, d_out), d_x) in rows.zip(d_x.chunks_exact_mut(width)) {
         let inverse = inverse_rms(x, eps);
-        for i in 0..width {
-            d_x[i] = d_out[i] * weight[i];
+        for ((d_x, d_out), weight) in d_x.iter_mut().zip(d_out).zip(weight) {
+            *d_x = d_out * weight;
         }
         // d/dx of x·r(x): r (g − x̂ mean(g x̂)), with g = d_out * weight and x̂ = x r.
         let mean = dot(d_x, x) * inverse * inverse / width as f32;
-        for i in 0..width {
-            d_x[i] = inverse * (d_x[i] - x[i] * mean);
+        for (d_x, x) in d_x.iter_mut().zip(x) {
+            *d_x = inverse * (*d_x - x * mean);
         }
     }
 }
@@ -68,11 +140,14 @@ dispatch! {
 
 /// The gradient of [`rms_norm`] with respect to x; the weight is frozen.
 pub fn rms_norm_backward(x: &[f32], weight: &[f32], eps: f32, d_out: &[f32], d_x: &mut [f32]) {
-    let chunk = rows_per_task(weight.len()) * weight.len();
-    x.par_chunks(chunk)
-        .zip(d_out.par_chunks(chunk))
-        .zip(d_x.par_chunks_mut(chunk))
-        .for_each(|((x, d_out), d_x)| rms_norm_backward_rows(x, weight, eps, d_out, d_x));
+    let width = weight.len();
+    let d_x = Shared::new(d_x);
+    each_rows(rows_of(x.len(), width), width, |first, rows| {
+        let part = first * width..(first + rows) * width;
+        // SAFETY: tasks take disjoint rows.
+        let d_x = unsafe { d_x.part(part.start, part.len()) };
+        rms_norm_backward_rows(&x[part.clone()], weight, eps, &d_out[part], d_x);
+    });
 }
 
 #[inline(always)]
@@ -81,22 +156,36 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn silu_mul_body(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    for i in 0..out.len() {
-        out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+fn silu_mul_body(gate: &[f32], up: &[f32], out: &mut [f32], rounded: &mut [bf16]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate * sigmoid(*gate) * up;
+    }
+    for (rounded, out) in rounded.iter_mut().zip(out) {
+        *rounded = round(*out);
     }
 }
 
 dispatch! {
-    fn silu_mul_chunk(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul_body
+    fn silu_mul_chunk(gate: &[f32], up: &[f32], out: &mut [f32], rounded: &mut [bf16]) = silu_mul_body
 }
 
-/// out = silu(gate) * up, element by element.
-pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    gate.par_chunks(TASK_FLOATS)
-        .zip(up.par_chunks(TASK_FLOATS))
-        .zip(out.par_chunks_mut(TASK_FLOATS))
-        .for_each(|((gate, up), out)| silu_mul_chunk(gate, up, out));
+/// Elements that are worked on before they are rounded, so that they are still in the first-level
+/// cache.
+const ROUNDED_AT_ONCE: usize = 2048;
+
+/// out = silu(gate) * up, element by element. `rounded`: out in bf16 as well.
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32], rounded: Option<&mut [bf16]>) {
+    let len = out.len();
+    let (out, rounded) = (Shared::new(out), Rounded::new(rounded));
+    each_rows(len, 1, |first, count| {
+        for at in (first..first + count).step_by(ROUNDED_AT_ONCE) {
+            let part = at..(first + count).min(at + ROUNDED_AT_ONCE);
+            // SAFETY: tasks take disjoint elements.
+            let (out, rounded) =
+                unsafe { (out.part(at, part.len()), rounded.part(at, part.len())) };
+            silu_mul_chunk(&gate[part.clone()], &up[part], out, rounded);
+        }
+    });
 }
 
 #[inline(always)]
@@ -107,11 +196,12 @@ fn silu_mul_backward_body(
     d_gate: &mut [f32],
     d_up: &mut [f32],
 ) {
-    for i in 0..d_out.len() {
-        let s = sigmoid(gate[i]);
-        let silu = gate[i] * s;
-        d_up[i] = d_out[i] * silu;
-        d_gate[i] = d_out[i] * up[i] * (s + silu * (1.0 - s));
+    let given = gate.iter().zip(up).zip(d_out);
+    for (((gate, up), d_out), (d_gate, d_up)) in given.zip(d_gate.iter_mut().zip(d_up)) {
+        let s = sigmoid(*gate);
+        let silu = gate * s;
+        *d_up = d_out * silu;
+        *d_gate = d_out * up * (s + silu * (1.0 - s));
     }
 }
 
@@ -127,60 +217,66 @@ pub fn silu_mul_backward(
     d_gate: &mut [f32],
     d_up: &mut [f32],
 ) {
-    gate.par_chunks(TASK_FLOATS)
-        .zip(up.par_chunks(TASK_FLOATS))
-        .zip(d_out.par_chunks(TASK_FLOATS))
-        .zip(d_gate.par_chunks_mut(TASK_FLOATS))
-        .zip(d_up.par_chunks_mut(TASK_FLOATS))
-        .for_each(|((((gate, up), d_out), d_gate), d_up)| {
-            silu_mul_backward_chunk(gate, up, d_out, d_gate, d_up);
-        });
+    let (d_gate, d_up) = (Shared::new(d_gate), Shared::new(d_up));
+    each_rows(d_out.len(), 1, |first, count| {
+        let part = first..first + count;
+        // SAFETY: tasks take disjoint elements.
+        let (d_gate, d_up) = unsafe { (d_gate.part(first, count), d_up.part(first, count)) };
+        let (gate, up) = (&gate[part.clone()], &up[part.clone()]);
+        silu_mul_backward_chunk(gate, up, &d_out[part], d_gate, d_up);
+    });
 }
 
 #[inline(always)]
-fn rotate_body(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
-    let half = width / 2;
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let (a, b) = x.split_at(half);
-        let (out_a, out_b) = out.split_at_mut(half);
-        for i in 0..half {
-            let s = sign * sin[i];
-            out_a[i] = a[i] * cos[i] - b[i] * s;
-            out_b[i] = b[i] * cos[i] + a[i] * s;
+fn rotate_body(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let half = cos.len();
+    for head in row.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+            let s = sign * sin;
+            (*a, *b) = (*a * cos - *b * s, *b * cos + *a * s);
         }
     }
 }
 
 dispatch! {
-    fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) = rotate_body
+    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_body
 }
 
-/// Rotary embedding in the half-split form (Hugging Face's `rotate_half`): x `[rows, heads * width]`,
-/// cos and sin `[rows, width / 2]`. `sign` 1 turns forward; −1 turns back, which is the gradient.
-pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
+/// Rotary embedding in the half-split form (Hugging Face's `rotate_half`), in place: x rows of
+/// `stride` floats, of which those of `columns`, heads of `width` each, are turned; cos and sin
+/// `[rows, width / 2]`. `sign` 1 turns forward; −1 turns back, which is the gradient.
+pub fn rotate_in_place(
+    x: &mut [f32],
+    stride: usize,
+    columns: Range<usize>,
+    cos: &[f32],
+    sin: &[f32],
+    sign: f32,
+    width: usize,
+) {
     let half = width / 2;
-    let rows = cos.len().checked_div(half).unwrap_or(0);
-    if rows == 0 {
+    if half == 0 || columns.is_empty() {
         return;
     }
-    let stride = x.len() / rows;
-    let chunk = rows_per_task(stride);
-    x.par_chunks(chunk * stride)
-        .zip(out.par_chunks_mut(chunk * stride))
-        .zip(
-            cos.par_chunks(chunk * half)
-                .zip(sin.par_chunks(chunk * half)),
-        )
-        .for_each(|((x, out), (cos, sin))| {
-            let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-            for ((x, out), (cos, sin)) in x
-                .chunks_exact(stride)
-                .zip(out.chunks_exact_mut(stride))
-                .zip(angles)
-            {
-                rotate_row(x, cos, sin, sign, width, out);
-            }
-        });
+    let rows = rows_of(x.len(), stride);
+    let x = Shared::new(x);
+    each_rows(rows, columns.len(), |first, rows| {
+        for row in first..first + rows {
+            // SAFETY: tasks take disjoint rows.
+            let turned = unsafe { x.part(row * stride + columns.start, columns.len()) };
+            let angles = row * half..(row + 1) * half;
+            rotate_row(turned, &cos[angles.clone()], &sin[angles], sign);
+        }
+    });
+}
+
+/// As [`rotate_in_place`] of all columns, into out: x and out `[rows, heads * width]`.
+pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
+    out.copy_from_slice(x);
+    let rows = rows_of(cos.len(), width / 2);
+    let stride = rows_of(x.len(), rows);
+    rotate_in_place(out, stride, 0..stride, cos, sin, sign, width);
 }
 
 #[cfg(test)]
@@ -224,7 +320,7 @@ mod tests {
         let (x, weight, probe) = (wave(60, 0.7), wave(20, 0.3), wave(60, 1.1));
         let f = |x: &[f32]| {
             let mut out = vec![0.0; x.len()];
-            rms_norm(x, &weight, 1e-5, &mut out);
+            rms_norm(x, &weight, 1e-5, &mut out, None);
             out
         };
         let out = f(&x);
@@ -241,7 +337,7 @@ mod tests {
         let (gate, up, probe) = (wave(33, 0.9), wave(33, 0.4), wave(33, 1.7));
         let f = |gate: &[f32], up: &[f32]| {
             let mut out = vec![0.0; gate.len()];
-            silu_mul(gate, up, &mut out);
+            silu_mul(gate, up, &mut out, None);
             out
         };
         let want = f64::from(gate[5]) / (1.0 + (-f64::from(gate[5])).exp()) * f64::from(up[5]);
@@ -268,5 +364,73 @@ mod tests {
         let angle = width / 2 + 2;
         let want = x[at] * cos[angle] - x[at + 4] * sin[angle];
         assert!((there[at] - want).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rotation_in_place_leaves_other_columns_alone() {
+        let (rows, width, stride) = (3, 8, 29);
+        let x = wave(rows * stride, 0.31);
+        let angles = wave(rows * width / 2, 2.3);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let mut turned = x.clone();
+        rotate_in_place(&mut turned, stride, 5..21, &cos, &sin, 1.0, width);
+        for row in 0..rows {
+            let at = |column: usize| row * stride + column;
+            let angles = row * width / 2..(row + 1) * width / 2;
+            let mut want = vec![0.0; 16];
+            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+            rotate(&x[at(5)..at(21)], cos, sin, 1.0, width, &mut want);
+            assert_eq!(turned[at(5)..at(21)], want);
+            assert_eq!(turned[at(0)..at(5)], x[at(0)..at(5)]);
+            assert_eq!(turned[at(21)..at(29)], x[at(21)..at(29)]);
+        }
+    }
+
+    #[test]
+    fn rounded_rows_are_the_rows_rounded() {
+        let (rows, width) = (37, 1000);
+        let (x, add, weight) = (
+            wave(rows * width, 0.7),
+            wave(rows * width, 0.2),
+            wave(width, 0.3),
+        );
+        let rounding =
+            |rows: &[f32]| -> Vec<bf16> { rows.iter().map(|v| bf16::from_f32(*v)).collect() };
+        let (mut out, mut rounded) = (vec![0.0; x.len()], vec![bf16::ZERO; x.len()]);
+        rms_norm(&x, &weight, 1e-5, &mut out, Some(&mut rounded));
+        assert_eq!(rounded, rounding(&out));
+        let (mut sum, mut again) = (x.clone(), vec![0.0; x.len()]);
+        add_rms_norm(&mut sum, &add, &weight, 1e-5, &mut out, Some(&mut rounded));
+        let want: Vec<f32> = x.iter().zip(&add).map(|(x, a)| x + a).collect();
+        assert_eq!(sum, want);
+        rms_norm(&want, &weight, 1e-5, &mut again, None);
+        assert_eq!(out, again);
+        assert_eq!(rounded, rounding(&out));
+        silu_mul(&x, &add, &mut out, Some(&mut rounded));
+        silu_mul(&x, &add, &mut again, None);
+        assert_eq!(out, again);
+        assert_eq!(rounded, rounding(&out));
+    }
+
+    #[test]
+    fn a_row_alone_has_the_bits_it_has_in_any_batch() {
+        let (rows, width) = (70, 577);
+        let (x, up, weight) = (
+            wave(rows * width, 0.7),
+            wave(rows * width, 0.2),
+            wave(width, 0.3),
+        );
+        let (mut normed, mut mixed) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        rms_norm(&x, &weight, 1e-5, &mut normed, None);
+        silu_mul(&x, &up, &mut mixed, None);
+        for row in 0..rows {
+            let part = row * width..(row + 1) * width;
+            let mut one = vec![0.0; width];
+            rms_norm(&x[part.clone()], &weight, 1e-5, &mut one, None);
+            assert_eq!(one, normed[part.clone()]);
+            silu_mul(&x[part.clone()], &up[part.clone()], &mut one, None);
+            assert_eq!(one, mixed[part]);
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! (scale, bias, LoRA's thin product, residual) is added in one fixed order while the sums are in
 //! registers.
 //!
-//! - `packed`: the layouts
+//! - `packed`: the layouts; `groups`: their memory
 //! - `tile`: tasks, blocks, and which kernel computes a tile
 //! - `avx512`, `avx2`, `portable`: the kernels
 //! - `thin`: the gradient of a thin factor, `uᵀ · x`
@@ -14,6 +14,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod groups;
 mod packed;
 mod portable;
 #[cfg(test)]

@@ -7,16 +7,22 @@ use super::super::{
     math::LANES,
     team,
 };
+use super::groups::{Groups, Plain};
 
 /// Sixteen columns of one k.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Group([f32; LANES]);
+struct Group([f32; LANES]);
 
 /// Sixteen columns of two k's, the two side by side.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Pairs([[bf16; 2]; LANES]);
+struct Pairs([[bf16; 2]; LANES]);
+
+// SAFETY: floats, 64 of their bytes, and zeros are a value.
+unsafe impl Plain for Group {}
+// SAFETY: as above.
+unsafe impl Plain for Pairs {}
 
 /// A matrix of `inner` rows (K) and `columns` (N) in f32: panel p holds columns 16p .. 16p+16, and
 /// inside it each k is one aligned group of 16 floats. Columns beyond N are zeros.
@@ -24,7 +30,7 @@ pub(super) struct Pairs([[bf16; 2]; LANES]);
 pub struct Packed {
     inner: usize,
     columns: usize,
-    groups: Vec<Group>,
+    groups: Groups<Group>,
 }
 
 /// The same in bf16, two k's to a group, as the dot-product instructions want them; an odd K is
@@ -33,7 +39,7 @@ pub struct Packed {
 pub struct PackedBf16 {
     inner: usize,
     columns: usize,
-    groups: Vec<Pairs>,
+    groups: Groups<Pairs>,
 }
 
 /// Runs `f(panel, groups of the panel)` for all panels.
@@ -51,7 +57,7 @@ impl Packed {
     /// linear layer's forward.
     pub fn transposed(w: &[f32], columns: usize, inner: usize) -> Self {
         assert_eq!(w.len(), columns * inner, "the matrix has the wrong length");
-        let mut groups = vec![Group([0.0; LANES]); columns.div_ceil(LANES) * inner];
+        let mut groups = Groups::<Group>::zeros(columns.div_ceil(LANES) * inner);
         each_panel(&mut groups, inner, |panel, groups| {
             for lane in 0..width(panel, columns) {
                 let row = &w[(panel * LANES + lane) * inner..][..inner];
@@ -71,7 +77,7 @@ impl Packed {
     /// linear layer's input.
     pub fn direct(w: &[f32], inner: usize, columns: usize) -> Self {
         assert_eq!(w.len(), columns * inner, "the matrix has the wrong length");
-        let mut groups = vec![Group([0.0; LANES]); columns.div_ceil(LANES) * inner];
+        let mut groups = Groups::<Group>::zeros(columns.div_ceil(LANES) * inner);
         each_panel(&mut groups, inner, |panel, groups| {
             let (first, width) = (panel * LANES, width(panel, columns));
             for (group, row) in groups.iter_mut().zip(w.chunks_exact(columns)) {
@@ -142,8 +148,7 @@ impl PackedBf16 {
 
     fn filled(inner: usize, columns: usize, fill: impl Fn(usize, &mut [Pairs]) + Sync) -> Self {
         let steps = inner.div_ceil(2);
-        let zeros = Pairs([[bf16::ZERO; 2]; LANES]);
-        let mut groups = vec![zeros; columns.div_ceil(LANES) * steps];
+        let mut groups = Groups::<Pairs>::zeros(columns.div_ceil(LANES) * steps);
         each_panel(&mut groups, steps, fill);
         Self {
             inner,
@@ -238,8 +243,8 @@ impl Frozen {
     /// Memory that it takes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::F32(w) => size_of_val(w.groups.as_slice()),
-            Self::Bf16(w) => size_of_val(w.groups.as_slice()),
+            Self::F32(w) => size_of_val(&*w.groups),
+            Self::Bf16(w) => size_of_val(&*w.groups),
         }
     }
 }

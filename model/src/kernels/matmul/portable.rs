@@ -1,13 +1,7 @@
 //! Tiles of up to four rows by one panel in plain arrays: loops that the compiler makes vector code
 //! of (NEON on aarch64), and what the other kernels' bits are compared to.
 
-use half::bf16;
-
-use super::{
-    super::{bf16::widen, math::LANES},
-    Add,
-    tile::Tile,
-};
+use super::{super::math::LANES, Add, tile::Tile};
 
 type Sums<const H: usize> = [[f32; LANES]; H];
 
@@ -52,8 +46,13 @@ unsafe fn widened_rows<const H: usize>(tile: &Tile<'_>) {
     unsafe {
         let mut sums = begin::<H>(tile);
         for k in 0..tile.k {
-            let pairs = &*tile.w.add(k / 2 * LANES).cast::<[[bf16; 2]; LANES]>();
-            let w = pairs.map(|pair| widen(pair[k % 2]));
+            // Whole words: of the halves the compiler would make scalar loads.
+            let pairs = &*tile.w.add(k / 2 * LANES).cast::<[u32; LANES]>();
+            let w = if k.is_multiple_of(2) == cfg!(target_endian = "little") {
+                pairs.map(|pair| f32::from_bits(pair << 16))
+            } else {
+                pairs.map(|pair| f32::from_bits(pair & 0xffff_0000))
+            };
             add_product(tile, k, &w, &mut sums);
         }
         end(tile, sums);

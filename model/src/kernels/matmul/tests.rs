@@ -291,6 +291,23 @@ fn columns_come_back_as_they_went_in() {
 }
 
 #[test]
+fn a_matrix_in_mapped_memory_is_like_any() {
+    // Above a huge page, so mapped.
+    let (m, k, n) = (3, 701, 1601);
+    let (x, w) = (coarse(&values(m * k, 25)), coarse(&values(k * n, 26)));
+    for format in [Format::F32, Format::Bf16] {
+        let packed = Frozen::direct(&w, k, n, format);
+        assert!(packed.bytes() > 2 << 20);
+        let mut out = vec![0f32; m * n];
+        product(Rows::F32(&x), &packed, &mut out, Then::default());
+        let want: f64 = (0..k)
+            .map(|i| f64::from(x[2 * k + i]) * f64::from(w[i * n + n - 1]))
+            .sum();
+        assert!((f64::from(out[m * n - 1]) - want).abs() < 1e-4);
+    }
+}
+
+#[test]
 fn thin_gradients_give_the_scalar_bits_at_every_level() {
     for (rows, rank, n) in [
         (1, 1, 1),
