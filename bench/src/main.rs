@@ -3,6 +3,7 @@
 //! - `commands`: the benchmarks, a file each.
 //! - `cluster`: a real run of `tina up`, watched over its status service.
 //! - `peer`: TRL's trainer on the same step.
+//! - `child`: a program that measures, as a process of its own. `host`: what surrounds this one.
 //! - `processes`: a process with all its descendants: their memory, their end.
 //! - `agreement`: a device against the CPU. `gpu`: what a GPU holds.
 //! - `roles`: the worker's engine and the learner's trainer in this process.
@@ -11,11 +12,13 @@
 //! - `stats`, `table`: medians, and what a person reads.
 
 mod agreement;
+mod child;
 mod cluster;
 mod commands;
 mod error;
 mod floor;
 mod gpu;
+mod host;
 mod peer;
 mod processes;
 mod roles;
