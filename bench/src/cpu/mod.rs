@@ -4,7 +4,7 @@
 //! - `contest`: each side's turns, every one a fresh process.
 //! - `decode`, `train`, `step`, `parity`: what is measured, and our side of it.
 //! - `own`: our side's model. `peers`: what runs the others.
-//! - `report`: the table.
+//! - `run`: all of it in one run. `report`: the table.
 
 pub(crate) mod contest;
 pub(crate) mod decode;
@@ -14,6 +14,7 @@ pub(crate) mod parity;
 mod peak;
 pub(crate) mod peers;
 pub(crate) mod report;
+pub(crate) mod run;
 pub(crate) mod step;
 pub(crate) mod train;
 

@@ -1,5 +1,7 @@
 //! The table: ours, the best peer, and the least that it takes.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::{
@@ -29,7 +31,7 @@ pub(crate) struct Line {
     pub(crate) ours_peak_mib: Option<f64>,
     pub(crate) peer_peak_mib: Option<f64>,
     /// The largest share of the processors that others had beside a side of this row.
-    pub(crate) foreign_cpu_share: f64,
+    pub(crate) foreign_cpu_share: Option<f64>,
 }
 
 /// Every row of a contest.
@@ -64,7 +66,11 @@ pub(crate) fn lines(held: &Held, machine: &Machine) -> Vec<Line> {
                 .and_then(|(ours, floor)| row.unit.ratio(ours, floor)),
             ours_peak_mib: held.ours().and_then(memory),
             peer_peak_mib: best.and_then(|(side, _)| memory(side)),
-            foreign_cpu_share: shown.iter().map(|side| side.foreign()).fold(0.0, f64::max),
+            foreign_cpu_share: shown
+                .iter()
+                .filter(|side| !side.turns.is_empty())
+                .map(|side| side.foreign())
+                .reduce(f64::max),
         }
     };
     held.rows.iter().map(line).collect()
@@ -129,12 +135,19 @@ pub(crate) fn print(machine: &Machine, all: &[Held]) {
                 share.unwrap_or_default(),
                 cell(line.ours_peak_mib),
                 cell(line.peer_peak_mib),
-                load(line.foreign_cpu_share),
+                line.foreign_cpu_share.map(load).unwrap_or_default(),
             ],
         );
     }
     print!("{table}");
     print_sides(all);
+}
+
+/// Who was skipped, and why: once for each reason.
+fn absent(all: &[Held]) -> BTreeSet<(&str, &str)> {
+    let sides = all.iter().flat_map(|held| &held.sides);
+    let with = sides.filter_map(|side| Some((side.name.as_str(), side.absent.as_deref()?)));
+    with.collect()
 }
 
 /// Every side, with its smallest and largest figure.
@@ -162,12 +175,8 @@ fn print_sides(all: &[Held]) {
         }
     }
     print!("{table}");
-    for held in all {
-        for side in &held.sides {
-            if let Some(why) = &side.absent {
-                println!("{}: {}: absent: skipped ({why})", held.name, side.name);
-            }
-        }
+    for (side, why) in absent(all) {
+        println!("{side}: absent: skipped ({why})");
     }
     if is_loud(all) {
         println!("! others had more than 5 % of the processors beside it: no figure to quote");
@@ -211,7 +220,7 @@ mod tests {
             (line.ours_peak_mib, line.peer_peak_mib),
             (Some(100.0), None)
         );
-        assert_eq!(line.foreign_cpu_share, 0.04);
+        assert_eq!(line.foreign_cpu_share, Some(0.04));
     }
 
     #[test]
@@ -222,6 +231,19 @@ mod tests {
         assert_eq!(line.floor, Some(500.0));
         assert_eq!(line.floor_share, Some(0.5));
         assert_eq!((line.peer, line.ratio), (None, None));
+        held.sides[0].turns.clear();
+        assert_eq!(lines(&held, &machine())[0].foreign_cpu_share, None);
+    }
+
+    #[test]
+    fn who_was_skipped_is_told_once_for_each_reason() {
+        let mut first = held(Unit::Seconds, &[(OURS, &[4.0]), ("a", &[]), ("b", &[])]);
+        first.sides[1].absent = Some("not here".to_owned());
+        let mut second = first.clone();
+        second.sides[2].absent = Some("failed".to_owned());
+        let both = [first, second];
+        let told: Vec<_> = absent(&both).into_iter().collect();
+        assert_eq!(told, [("a", "not here"), ("b", "failed")]);
     }
 
     #[test]
