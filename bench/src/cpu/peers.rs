@@ -182,7 +182,11 @@ impl Python {
             what: "a peer's script",
             program: self.python.clone(),
             args: all,
-            envs: vec![("LD_PRELOAD", ALLOCATOR.into())],
+            envs: vec![
+                ("LD_PRELOAD", ALLOCATOR.into()),
+                // Nothing is left beside the scripts.
+                ("PYTHONDONTWRITEBYTECODE", "1".into()),
+            ],
             limit: LIMIT,
         }
     }
