@@ -20,7 +20,9 @@ use tokio::{
 
 use crate::{
     error::{BenchError, Result},
+    floor::Work,
     processes::{Usage, Watch},
+    stats::median,
 };
 
 const WHAT: &str = "tina up";
@@ -332,6 +334,27 @@ fn step(record: &StepRecord, took: Duration) -> Step {
         truncated_share: record.truncated_share,
         logprob_diff_max: learner.logprob_diff_max,
     }
+}
+
+/// What a step computed. Its records tell the prompts' tokens (each prompt counted once) when all
+/// completions went through the learner.
+pub(crate) fn work<'a>(steps: impl Iterator<Item = &'a Step>, prompts: u32) -> Option<Work> {
+    let steps: Vec<&Step> = steps.collect();
+    let all: Vec<f64> = steps
+        .iter()
+        .filter(|s| u64::from(s.completions_trained) == s.completions)
+        .map(|s| (s.rows_forwarded + s.completions - s.tokens_sampled) as f64)
+        .collect();
+    if all.is_empty() {
+        return None;
+    }
+    let prompt_tokens = median(all);
+    Some(Work {
+        prompt_tokens,
+        prompt_length: prompt_tokens / f64::from(prompts),
+        completions: median(steps.iter().map(|s| s.completions as f64)),
+        completion_tokens: median(steps.iter().map(|s| s.tokens_sampled as f64)),
+    })
 }
 
 #[cfg(test)]

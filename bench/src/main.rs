@@ -1,8 +1,10 @@
 //! `tina-bench`: how fast Tina is, in figures that anyone can take again. See `bench/README.md`.
 //!
 //! - `commands`: the benchmarks, a file each.
+//! - `cpu`: this machine's CPU figures beside the peers', and beside the least that they take.
 //! - `cluster`: a real run of `tina up`, watched over its status service.
 //! - `peer`: TRL's trainer on the same step.
+//! - `child`: a program that measures, as a process of its own. `host`: what surrounds this one.
 //! - `processes`: a process with all its descendants: their memory, their end.
 //! - `agreement`: a device against the CPU. `gpu`: what a GPU holds.
 //! - `roles`: the worker's engine and the learner's trainer in this process.
@@ -11,11 +13,14 @@
 //! - `stats`, `table`: medians, and what a person reads.
 
 mod agreement;
+mod child;
 mod cluster;
 mod commands;
+mod cpu;
 mod error;
 mod floor;
 mod gpu;
+mod host;
 mod peer;
 mod processes;
 mod roles;
@@ -27,7 +32,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{policy, step, verify};
+use commands::{cpu as cpu_command, policy, side, step, verify};
 
 /// Benchmarks of Tina, and side-by-side runs against peers
 #[derive(Debug, Parser)]
@@ -39,16 +44,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Cpu(cpu_command::Args),
     Step(step::Args),
     Policy(policy::Args),
     Verify(verify::Args),
+    #[command(hide = true)]
+    Side(side::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Cpu(args) => cpu_command::run(&args),
         Command::Step(args) => step::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Side(args) => side::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,29 +1,25 @@
 //! The peer: TRL's GRPOTrainer with PEFT, on the same step (`bench/peers/grpo_step_trl.py`).
 
 use std::{
+    ffi::OsString,
     fmt,
-    fs::{self, File},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tokio::{process::Command, time::timeout};
 
 use crate::{
-    cluster::tail,
+    child::{Ending, Program},
     error::{BenchError, Result},
-    processes::{Usage, Watch},
+    processes::Usage,
 };
 
 const WHAT: &str = "the peer's script";
-/// The script's exit status when the peer is not installed.
-const NOT_INSTALLED: i32 = 3;
 /// The allocator that torch is fastest with on a CPU. The loader finds it by this name, and goes on
 /// without it where it is not installed; the script says which allocator it had.
-const ALLOCATOR: &str = "libtcmalloc_minimal.so.4";
+pub(crate) const ALLOCATOR: &str = "libtcmalloc_minimal.so.4";
 /// The longest that loading and one step may take.
 const START: Duration = Duration::from_secs(300);
 const STEP: Duration = Duration::from_secs(300);
@@ -92,53 +88,35 @@ pub(crate) struct PeerRun {
 impl Peer {
     /// Runs `steps` steps. `None`, with the reason on stderr: the peer is not installed.
     pub(crate) async fn run(&self, folder: &Path, steps: u64) -> Result<Option<PeerRun>> {
-        let (output, errors) = (folder.join("peer.txt"), folder.join("peer-errors.txt"));
-        let create = |path: &Path| File::create(path).map_err(BenchError::file(path));
-        let mut command = Command::new(&self.python);
-        command
-            .arg(&self.script)
-            .args(["--model".as_ref(), self.model.as_os_str()])
-            .args(["--dtype", &self.dtype.to_string()])
-            .args(["--steps", &steps.to_string()])
-            .args(self.shape.iter().flat_map(|(flag, value)| [*flag, value]))
-            .args(["--out".as_ref(), folder.join("trl").as_os_str()])
-            .env("LD_PRELOAD", ALLOCATOR)
-            .stdin(Stdio::null())
-            .stdout(create(&output)?)
-            .stderr(create(&errors)?)
-            .kill_on_drop(true);
-        let spawned = command.spawn();
-        let mut child = spawned.map_err(|source| BenchError::Spawn {
+        let mut args: Vec<OsString> = vec![
+            self.script.as_os_str().into(),
+            "--model".into(),
+            self.model.as_os_str().into(),
+            "--dtype".into(),
+            self.dtype.to_string().into(),
+            "--steps".into(),
+            steps.to_string().into(),
+            "--out".into(),
+            folder.join("trl").into(),
+        ];
+        let shape = self.shape.iter();
+        args.extend(shape.flat_map(|(flag, value)| [OsString::from(flag), value.into()]));
+        let program = Program {
+            what: WHAT,
             program: self.python.clone(),
-            source,
-        })?;
-        let watch = Watch::start(child.id().unwrap_or_default());
-        let limit = START + STEP * u32::try_from(steps).unwrap_or(u32::MAX);
-        let Ok(waited) = timeout(limit, child.wait()).await else {
-            let seconds = limit.as_secs();
-            return Err(BenchError::Late {
-                what: WHAT,
-                seconds,
-                tail: tail(&errors),
-            });
+            args,
+            envs: vec![("LD_PRELOAD", ALLOCATOR.into())],
+            limit: START + STEP * u32::try_from(steps).unwrap_or(u32::MAX),
         };
-        let status = waited.map_err(BenchError::file(&output))?;
-        if status.code() == Some(NOT_INSTALLED) {
-            eprintln!("the peer is left out: {}", tail(&errors));
-            return Ok(None);
-        }
-        if !status.success() {
-            let (status, tail) = (status.to_string(), tail(&errors));
-            return Err(BenchError::Ended {
-                what: WHAT,
-                status,
-                tail,
-            });
-        }
-        let usage = watch.usage();
-        watch.end();
-        let text = fs::read_to_string(&output).map_err(BenchError::file(&output))?;
-        let mut report: PeerReport = serde_json::from_str(text.lines().last().unwrap_or_default())?;
+        let (output, usage) = match program.run(folder).await? {
+            Ending::Done { output, usage } => (output, usage),
+            Ending::Absent(why) => {
+                eprintln!("the peer is left out: {why}");
+                return Ok(None);
+            }
+        };
+        let mut report: PeerReport =
+            serde_json::from_str(output.lines().last().unwrap_or_default())?;
         if report.steps.len() < 2 {
             let (found, expected) = (report.steps.len(), steps as usize);
             return Err(BenchError::Steps {

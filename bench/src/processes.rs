@@ -145,6 +145,39 @@ impl Drop for Watch {
     }
 }
 
+/// Who else has the processors from now on, this process and the children that it waits for left
+/// out. Exact where no child of it is left running; [`Watch`] sees children that still run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Others {
+    before: Processors,
+    own: u64,
+}
+
+impl Others {
+    pub(crate) fn start() -> Self {
+        Self {
+            before: processors(),
+            own: own_ticks(),
+        }
+    }
+
+    /// Their share of all processors' time.
+    pub(crate) fn share(&self) -> f64 {
+        foreign_share(
+            self.before,
+            processors(),
+            own_ticks().saturating_sub(self.own),
+        )
+    }
+}
+
+/// Processor time of this process and of the children that it has waited for, in ticks.
+fn own_ticks() -> u64 {
+    let stat = stat(std::process::id()).unwrap_or_default();
+    let times = stat.get(11..15).unwrap_or_default();
+    times.iter().filter_map(|t| t.parse::<u64>().ok()).sum()
+}
+
 /// Peak resident memory of this process, in MiB; 0 where the system does not tell.
 pub(crate) fn own_peak_mib() -> f64 {
     status(std::process::id()).map_or(0.0, |status| mib(field(&status, "VmHWM:")))
@@ -286,6 +319,15 @@ mod tests {
         let after = parse_processors("cpu 180 0 60 890 60 0 0 10 7 7");
         assert_eq!(foreign_share(before, after, 70), 0.15);
         assert_eq!(foreign_share(before, after, 120), 0.0);
+    }
+
+    #[test]
+    fn a_child_that_was_waited_for_is_no_other() {
+        let before = own_ticks();
+        let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        Command::new("sh").args(["-c", busy]).status().unwrap();
+        assert!(own_ticks() > before);
+        assert!((0.0..=1.0).contains(&Others::start().share()));
     }
 
     #[test]

