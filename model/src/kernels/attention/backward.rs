@@ -458,16 +458,7 @@ unsafe fn weights<V: Lanes, const R: usize, const P: usize, const C: usize>(
         for (x, pages, to) in products {
             let x = x.add(first * padded);
             let page = |i: usize| pages.add((from + i * PAGE) * width);
-            let mut i = 0;
-            while i + P <= count {
-                let groups: [*const f32; P] = std::array::from_fn(|j| page(i + j));
-                tile::scores::<V, R, P>(x, padded, width, groups, to.add(i * PAGE), STRIDE);
-                i += P;
-            }
-            while i < count {
-                tile::scores::<V, R, 1>(x, padded, width, [page(i)], to.add(i * PAGE), STRIDE);
-                i += 1;
-            }
+            tile::all_scores::<V, R, P>(x, padded, width, page, count, to, STRIDE);
         }
         for r in 0..R {
             let [max, inverse, dot, _] = (*rows.numbers.add(first + r)).map(V::splat);

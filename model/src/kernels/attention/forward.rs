@@ -278,23 +278,8 @@ unsafe fn one_chunk<V: Lanes, const R: usize, const P: usize, const C: usize>(
     let at = task.key_head * call.shape.head();
     let page = |i: usize| call.pages.page(call.layer, table[i])[at..].as_ptr();
     let out = scores.as_mut_ptr();
-    let mut i = 0;
-    while i + P <= count {
-        let keys: [*const f32; P] = std::array::from_fn(|p| page(i + p));
-        // SAFETY: pages of this shape; the caller's promise for q and scores.
-        unsafe {
-            tile::scores::<V, R, P>(q.as_ptr(), padded, width, keys, out.add(i * PAGE), STRIDE);
-        }
-        i += P;
-    }
-    while i < count {
-        // SAFETY: as above.
-        unsafe {
-            let keys = [page(i)];
-            tile::scores::<V, R, 1>(q.as_ptr(), padded, width, keys, out.add(i * PAGE), STRIDE);
-        }
-        i += 1;
-    }
+    // SAFETY: pages of this shape; the caller's promise for q and scores.
+    unsafe { tile::all_scores::<V, R, P>(q.as_ptr(), padded, width, page, count, out, STRIDE) };
     for r in (0..R).filter(|r| n[*r] > 0) {
         // SAFETY: row r of the scores, of which the first n[r] are there.
         (state.max[r], state.sum[r]) = unsafe { softmax::<V>(out.add(r * STRIDE), n[r]) };

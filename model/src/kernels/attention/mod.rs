@@ -13,8 +13,8 @@
 //! that were filled one token at a time or with the other rows of a pass.
 //!
 //! - `pages`: what a page holds; room for pages
-//! - [`attend`], [`forward`]: rows over pages; rows of a pass
-//! - [`backward`]: gradients of a pass
+//! - [`attend()`], [`forward()`]: rows over pages; rows of a pass
+//! - [`backward()`]: gradients of a pass
 //! - `pass`: the pages and the strips of a pass's segments
 //! - `tile`, `lanes`: the loops that stay in registers, once for all levels
 
@@ -64,7 +64,7 @@ impl Heads {
         self.queries * self.width
     }
 
-    /// Floats of [`forward`]'s `stats` for one row.
+    /// Floats of [`forward()`]'s `stats` for one row.
     pub fn stats_row(&self) -> usize {
         2 * self.queries
     }

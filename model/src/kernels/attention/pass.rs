@@ -54,7 +54,7 @@ fn lay_out(segments: &[Segment]) -> (Vec<Source>, Vec<Vec<u32>>) {
 }
 
 /// Attention of all rows of a pass: q and out `[rows, queries * width]`, k and v
-/// `[rows, keys * width]`; stats as for [`attend`].
+/// `[rows, keys * width]`; stats as for [`attend`](super::attend).
 ///
 /// # Panics
 /// When a segment lies outside of the rows: a fault of the caller's code.

@@ -40,6 +40,50 @@ pub(super) unsafe fn scores<V: Lanes, const R: usize, const P: usize>(
     }
 }
 
+/// [`scores`] of R rows against `count` groups of 16 keys, up to P at a time.
+///
+/// # Safety
+/// As for [`scores`]; `group(i)` for i below `count` is `[width][16]`.
+#[inline(always)]
+pub(super) unsafe fn all_scores<V: Lanes, const R: usize, const P: usize>(
+    q: *const f32,
+    q_stride: usize,
+    width: usize,
+    group: impl Fn(usize) -> *const f32,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let mut i = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        while i + P <= count {
+            let mut keys = [std::ptr::null(); P];
+            for p in 0..P {
+                keys[p] = group(i + p);
+            }
+            scores::<V, R, P>(q, q_stride, width, keys, out.add(i * LANES), out_stride);
+            i += P;
+        }
+        while P > 2 && i + 2 <= count {
+            let keys = [group(i), group(i + 1)];
+            scores::<V, R, 2>(q, q_stride, width, keys, out.add(i * LANES), out_stride);
+            i += 2;
+        }
+        while i < count {
+            scores::<V, R, 1>(
+                q,
+                q_stride,
+                width,
+                [group(i)],
+                out.add(i * LANES),
+                out_stride,
+            );
+            i += 1;
+        }
+    }
+}
+
 /// Where the factors of a sum of rows stand: that of row l for result r at `r * row + l * step`.
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
