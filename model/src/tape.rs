@@ -193,7 +193,9 @@ impl Decoder {
                     None => found,
                     Some(sums) => {
                         let pairs = sums.iter().zip(&found);
-                        pairs.map(|(a, b)| a + b).collect::<candle_core::Result<_>>()?
+                        pairs
+                            .map(|(a, b)| a + b)
+                            .collect::<candle_core::Result<_>>()?
                     }
                 });
                 Ok(())
@@ -243,7 +245,9 @@ fn check_scored<S>(
         ));
     }
     let scored = scored.ok_or_else(|| {
-        ModelError::OutOfRange("a backward pass of a tape whose log-probs were not asked for".into())
+        ModelError::OutOfRange(
+            "a backward pass of a tape whose log-probs were not asked for".into(),
+        )
     })?;
     let count = targets(&scored).len();
     if count != slopes.len() {

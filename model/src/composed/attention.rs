@@ -2,8 +2,8 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use crate::tensors::wide;
 use crate::kernels::attention::{Heads, Segment};
+use crate::tensors::wide;
 
 /// Attention of all rows of a pass: q `[rows, queries * width]`, k and v `[rows, keys * width]`.
 pub(crate) fn attention(

@@ -8,8 +8,8 @@ use candle_core::{
     backend::BackendStorage,
 };
 
-use crate::tensors::wide;
 use crate::dropout::DropMask;
+use crate::tensors::wide;
 
 /// A frozen linear layer `[outer, inner]`, in the type and on the device that it is computed in.
 #[derive(Debug)]

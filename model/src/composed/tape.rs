@@ -79,9 +79,8 @@ impl ComposedModel {
             scored: None,
         };
         for i in 0..self.layers.len() {
-            let constant = |tape: &ComposedTape| {
-                adapter.map(|a| tape.lora(a, i, constants(&a.layers[i])))
-            };
+            let constant =
+                |tape: &ComposedTape| adapter.map(|a| tape.lora(a, i, constants(&a.layers[i])));
             if options.keep == Keep::Nothing {
                 x = self.layer(i, &x, &tape.pass, constant(&tape).as_ref())?.0;
                 continue;
@@ -93,7 +92,9 @@ impl ComposedModel {
                 .unwrap_or_default();
             let output = if options.keep == Keep::Activations {
                 let lora = adapter.map(|a| tape.lora(a, i, as_tensors(&vars)));
-                let y = self.layer(i, input.as_tensor(), &tape.pass, lora.as_ref())?.0;
+                let y = self
+                    .layer(i, input.as_tensor(), &tape.pass, lora.as_ref())?
+                    .0;
                 x = y.detach();
                 Some(y)
             } else {
@@ -141,7 +142,8 @@ impl ComposedModel {
                 None => {
                     let index = tape.layers.len();
                     let lora = tape.lora(adapter, index, as_tensors(&vars));
-                    self.layer(index, input.as_tensor(), &tape.pass, Some(&lora))?.0
+                    self.layer(index, input.as_tensor(), &tape.pass, Some(&lora))?
+                        .0
                 }
             };
             let grads = pull(&output, &d)?;

@@ -2,16 +2,15 @@
 
 use half::bf16;
 
-use super::{
-    Activations, Angles, HostLayer, HostModel, HostNorm, LayerLora, buffers::Back, sized,
-};
+use super::{Activations, Angles, HostLayer, HostModel, HostNorm, LayerLora, buffers::Back, sized};
 use crate::{
     adapter::{Adapter, LayerPairs, LoraPair},
     error::{ModelError, Result},
     kernels::{
         attention::{self, Segment},
+        elementwise,
         matmul::{Add, Frozen, Store, Then, Thin, matmul, product, thin_gradient},
-        elementwise, rows,
+        rows,
     },
     lora::LoraModule,
 };
@@ -85,10 +84,17 @@ impl HostModel {
             inner,
             back,
         } = pass;
-        let mut linear = |module, x: &[f32], d: &[f32], low: &mut Vec<f32>, add, d_x: &mut Vec<f32>| {
-            let through = Through { layer, module, lora, x, forward_low: &a.low[module as usize] };
-            self.linear_backward(&through, d, half, low, gradients, add, d_x)
-        };
+        let mut linear =
+            |module, x: &[f32], d: &[f32], low: &mut Vec<f32>, add, d_x: &mut Vec<f32>| {
+                let through = Through {
+                    layer,
+                    module,
+                    lora,
+                    x,
+                    forward_low: &a.low[module as usize],
+                };
+                self.linear_backward(&through, d, half, low, gradients, add, d_x)
+            };
 
         sized(inner, a.gate.len());
         rows::silu_mul(&a.gate, &a.up, inner, None);
@@ -97,18 +103,50 @@ impl HostModel {
         sized(&mut back.up, a.up.len());
         rows::silu_mul_backward(&a.gate, &a.up, &back.inner, &mut back.gate, &mut back.up);
         layer.post_norm.run(&a.middle, normed);
-        linear(Gate, normed, &back.gate, &mut back.low, Add::Nothing, &mut back.normed)?;
-        linear(Up, normed, &back.up, &mut back.low, Add::Out, &mut back.normed)?;
-        layer.post_norm.run_backward(&a.middle, &back.normed, &mut back.middle);
+        linear(
+            Gate,
+            normed,
+            &back.gate,
+            &mut back.low,
+            Add::Nothing,
+            &mut back.normed,
+        )?;
+        linear(
+            Up,
+            normed,
+            &back.up,
+            &mut back.low,
+            Add::Out,
+            &mut back.normed,
+        )?;
+        layer
+            .post_norm
+            .run_backward(&a.middle, &back.normed, &mut back.middle);
         elementwise::add(&mut back.middle, d);
 
-        linear(O, &a.mixed, &back.middle, &mut back.low, Add::Nothing, &mut back.mixed)?;
+        linear(
+            O,
+            &a.mixed,
+            &back.middle,
+            &mut back.low,
+            Add::Nothing,
+            &mut back.mixed,
+        )?;
         sized(&mut back.q, a.q.len());
         sized(&mut back.k, a.k.len());
         sized(&mut back.v, a.v.len());
         attention::backward(
-            &a.q, &a.k, &a.v, &a.mixed, &back.mixed, &a.stats, segments, self.heads,
-            &mut back.q, &mut back.k, &mut back.v,
+            &a.q,
+            &a.k,
+            &a.v,
+            &a.mixed,
+            &back.mixed,
+            &a.stats,
+            segments,
+            self.heads,
+            &mut back.q,
+            &mut back.k,
+            &mut back.v,
         );
         layer.input_norm.run(&a.input, normed);
         let mut add = Add::Nothing;
@@ -127,7 +165,14 @@ impl HostModel {
             linear(module, normed, d_out, &mut back.low, add, &mut back.normed)?;
             add = Add::Out;
         }
-        linear(V, normed, &back.v, &mut back.low, Add::Out, &mut back.normed)?;
+        linear(
+            V,
+            normed,
+            &back.v,
+            &mut back.low,
+            Add::Out,
+            &mut back.normed,
+        )?;
         layer.input_norm.run_backward(&a.input, &back.normed, d);
         elementwise::add(d, &back.middle);
         Ok(())
@@ -162,7 +207,10 @@ impl HostModel {
         let operand = self.operand(d, half);
         let pair = lora.pair(module).zip(gradients.pairs[index].as_mut());
         let Some((pair, sums)) = pair else {
-            let then = Then { add, ..Then::default() };
+            let then = Then {
+                add,
+                ..Then::default()
+            };
             product(operand.rows, w, d_x, then);
             return Ok(());
         };
@@ -173,13 +221,29 @@ impl HostModel {
         match lora.mask(module) {
             None => {
                 thin_gradient(low, rank, x, 1.0, &mut sums.a);
-                let thin = Thin { low, stride: rank, b: &packed.a };
-                product(operand.rows, w, d_x, Then { bias: None, lora: Some(thin), add });
+                let thin = Thin {
+                    low,
+                    stride: rank,
+                    b: &packed.a,
+                };
+                product(
+                    operand.rows,
+                    w,
+                    d_x,
+                    Then {
+                        bias: None,
+                        lora: Some(thin),
+                        add,
+                    },
+                );
             }
             Some(mask) => {
                 let inner = linear.forward.inner();
                 thin_gradient(low, rank, &mask.apply(x, inner), 1.0, &mut sums.a);
-                let then = Then { add, ..Then::default() };
+                let then = Then {
+                    add,
+                    ..Then::default()
+                };
                 product(operand.rows, w, d_x, then);
                 let mut through = vec![0f32; d_x.len()];
                 matmul(low, &packed.a, &mut through, Store::Set);

@@ -30,10 +30,10 @@ use crate::{
     lora::LoraModule,
 };
 
-pub(crate) use buffers::{Activations, Workspace, sized};
 pub(crate) use backward::LayerGradients;
-pub(crate) use tape::HostTape;
+pub(crate) use buffers::{Activations, Workspace, sized};
 use layer::Attend;
+pub(crate) use tape::HostTape;
 
 /// A model's frozen weights, packed for the CPU's kernels.
 #[derive(Debug)]
@@ -142,17 +142,18 @@ impl<'a> LayerLora<'a> {
     }
 
     /// low = s · dropout(x) · Aᵀ, `[rows, rank]`.
-    fn low(&self, module: LoraModule, pair: &LoraPair, x: &[f32], low: &mut Vec<f32>) -> Result<()> {
+    fn low(
+        &self,
+        module: LoraModule,
+        pair: &LoraPair,
+        x: &[f32],
+        low: &mut Vec<f32>,
+    ) -> Result<()> {
         let a = &pair.packed()?.a;
         sized(low, x.len() / a.inner() * a.columns());
         match self.mask(module) {
             None => matmul(x, a, low, Store::Scaled(self.scale)),
-            Some(mask) => matmul(
-                &mask.apply(x, a.inner()),
-                a,
-                low,
-                Store::Scaled(self.scale),
-            ),
+            Some(mask) => matmul(&mask.apply(x, a.inner()), a, low, Store::Scaled(self.scale)),
         }
         Ok(())
     }

@@ -32,8 +32,7 @@ struct Decoding<'a> {
 impl Attend for Decoding<'_> {
     fn attend(&mut self, layer: usize, a: &mut Activations) -> Result<()> {
         let rows = [&a.q[..], &a.k[..], &a.v[..]];
-        self.cache
-            .attend_rows(self.plan, layer, rows, &mut a.mixed)
+        self.cache.attend_rows(self.plan, layer, rows, &mut a.mixed)
     }
 }
 
@@ -73,16 +72,20 @@ impl HostModel {
                 }
             }
             let angles = angles(&positions);
-            let mut attend = Prompts {
-                cache,
-                runs: &runs,
-            };
+            let mut attend = Prompts { cache, runs: &runs };
             let ends: Vec<usize> = last.iter().map(|(_, row)| *row).collect();
-            self.run(&tokens, &angles, adapter, &mut attend, Some(&ends), |found| {
-                for ((prompt, _), row) in last.iter().zip(found.chunks_exact(vocab)) {
-                    logits[*prompt] = row.to_vec();
-                }
-            })?;
+            self.run(
+                &tokens,
+                &angles,
+                adapter,
+                &mut attend,
+                Some(&ends),
+                |found| {
+                    for ((prompt, _), row) in last.iter().zip(found.chunks_exact(vocab)) {
+                        logits[*prompt] = row.to_vec();
+                    }
+                },
+            )?;
         }
         let kept = open.into_iter().map(OpenPrompt::finish);
         Ok(kept.zip(logits).collect())
@@ -122,7 +125,15 @@ impl HostModel {
             self.embed(tokens, &mut layer.input);
             for index in 0..self.layers.len() {
                 let lora = adapter.map(|a| LayerLora::new(a, index, None));
-                self.layer(index, &mut layer, &mut next, angles, lora.as_ref(), attend, w)?;
+                self.layer(
+                    index,
+                    &mut layer,
+                    &mut next,
+                    angles,
+                    lora.as_ref(),
+                    attend,
+                    w,
+                )?;
                 std::mem::swap(&mut layer.input, &mut next);
             }
             if let Some(wanted) = wanted {

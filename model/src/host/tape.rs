@@ -63,7 +63,15 @@ impl Attend for Own<'_> {
             sized(&mut a.stats, rows * self.heads.stats_row());
             &mut a.stats[..]
         });
-        attention::forward(&a.q, &a.k, &a.v, self.segments, self.heads, &mut a.mixed, stats);
+        attention::forward(
+            &a.q,
+            &a.k,
+            &a.v,
+            self.segments,
+            self.heads,
+            &mut a.mixed,
+            stats,
+        );
         Ok(())
     }
 }
@@ -100,7 +108,15 @@ impl HostModel {
                     stats: tape.keep == Keep::Activations,
                 };
                 let lora = adapter.map(|a| tape.lora(a, index));
-                self.layer(index, &mut layer, &mut next, &tape.angles, lora.as_ref(), &mut own, w)?;
+                self.layer(
+                    index,
+                    &mut layer,
+                    &mut next,
+                    &tape.angles,
+                    lora.as_ref(),
+                    &mut own,
+                    w,
+                )?;
                 match tape.keep {
                     Keep::Nothing => w.next = std::mem::replace(&mut layer.input, next),
                     Keep::Activations => {
@@ -110,7 +126,10 @@ impl HostModel {
                     }
                     Keep::LayerInputs => {
                         let mut kept = self.take();
-                        w.next = std::mem::replace(&mut kept.input, std::mem::replace(&mut layer.input, next));
+                        w.next = std::mem::replace(
+                            &mut kept.input,
+                            std::mem::replace(&mut layer.input, next),
+                        );
                         tape.layers.push(kept);
                     }
                 }
@@ -150,7 +169,15 @@ impl HostModel {
                         stats: true,
                     };
                     let mut out = std::mem::take(&mut w.next);
-                    self.layer(index, layer, &mut out, &tape.angles, Some(&lora), &mut own, w)?;
+                    self.layer(
+                        index,
+                        layer,
+                        &mut out,
+                        &tape.angles,
+                        Some(&lora),
+                        &mut own,
+                        w,
+                    )?;
                     w.next = out;
                 }
                 let mut pass = Backward {
@@ -161,7 +188,14 @@ impl HostModel {
                     inner: &mut w.inner,
                     back: &mut w.back,
                 };
-                self.layer_backward(index, layer, &mut d, &lora, &mut gradients[index], &mut pass)?;
+                self.layer_backward(
+                    index,
+                    layer,
+                    &mut d,
+                    &lora,
+                    &mut gradients[index],
+                    &mut pass,
+                )?;
                 if again {
                     std::mem::swap(layer, &mut w.layer);
                 }

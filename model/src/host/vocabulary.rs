@@ -8,8 +8,9 @@ use crate::{
     distribution::{Distribution, TokenLogProb, each_row},
     error::Result,
     kernels::{
+        elementwise,
         matmul::{Format, Rows, Then, product},
-        elementwise, team,
+        team,
     },
     packed_rows::Target,
 };
@@ -116,7 +117,10 @@ impl HostModel {
                     product(Rows::Bf16(p), w_out, &mut w.next, Then::default());
                     let own: Vec<u32> = slice.iter().map(|t| t.token).collect();
                     self.output().gather(&own, &mut w.normed);
-                    let rows = w.next.chunks_exact_mut(width).zip(w.normed.chunks_exact(width));
+                    let rows = w
+                        .next
+                        .chunks_exact_mut(width)
+                        .zip(w.normed.chunks_exact(width));
                     for ((mean, own), slope) in rows.zip(slopes) {
                         let slope = slope * inverse_temperature;
                         for (mean, own) in mean.iter_mut().zip(own) {

@@ -20,7 +20,9 @@ dispatch! {
 
 /// out += x, element by element; equal lengths.
 pub fn add(out: &mut [f32], x: &[f32]) {
-    team::for_each_chunk(out, TASK, |i, out| add_chunk(out, &x[i * TASK..][..out.len()]));
+    team::for_each_chunk(out, TASK, |i, out| {
+        add_chunk(out, &x[i * TASK..][..out.len()])
+    });
 }
 
 #[inline(always)]
@@ -50,6 +52,10 @@ mod tests {
         assert!(out.iter().zip(&x).all(|(o, x)| *o == 1.0 + x));
         let mut half = vec![bf16::ZERO; 40_000];
         scaled_to_bf16(&x, 0.5, &mut half);
-        assert!(half.iter().zip(&x).all(|(h, x)| *h == bf16::from_f32(x * 0.5)));
+        assert!(
+            half.iter()
+                .zip(&x)
+                .all(|(h, x)| *h == bf16::from_f32(x * 0.5))
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{error::Result, kernels::attention::Heads, composed::attention::composed};
+use crate::{composed::attention::composed, error::Result, kernels::attention::Heads};
 
 /// `[layer]`: (k, v), each `[slots * max_tokens, kv_heads * head_dim]`.
 #[derive(Debug)]

@@ -57,7 +57,9 @@ fn prompt(cache: &mut KvCache, tokens: usize) -> PromptKv {
             let m = rows(layer, (first..first + n).map(|p| (0, p)));
             let mut out = vec![0.0; m[0].len()];
             let runs = [(&open, first, m[1].len() / HEADS.key_row())];
-            cache.attend_prompts(&runs, layer, as_slices(&m), &mut out).unwrap();
+            cache
+                .attend_prompts(&runs, layer, as_slices(&m), &mut out)
+                .unwrap();
         }
     }
     open.finish()

@@ -153,8 +153,7 @@ fn lora_gradients_equal_finite_differences_in_f64() {
 fn recomputed_layers_give_the_same_gradient_bits() {
     let config = config("qwen3");
     let weights = MapWeights::random(&config, 9).unwrap();
-    let decoder =
-        Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+    let decoder = Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
     let adapter = adapter(&config);
     let dropout = Some(Dropout { p: 0.2, seed: 8 });
     let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
@@ -165,8 +164,7 @@ fn recomputed_layers_give_the_same_gradient_bits() {
 fn a_tape_that_kept_nothing_has_no_backward() {
     let config = config("llama");
     let weights = MapWeights::random(&config, 9).unwrap();
-    let decoder =
-        Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+    let decoder = Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
     let (rows, targets, d) = rows();
     let adapter = adapter(&config);
     let mut tape = decoder

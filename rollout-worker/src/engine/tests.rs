@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use tina_proto::v1::{FinishReason, SamplingParams};
 
+use candle_core::Device;
+
 use super::*;
 use crate::testing::{LONGEST, Letters, VOCAB, adapter, decoder, plan};
 

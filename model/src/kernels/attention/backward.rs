@@ -8,14 +8,14 @@
 //! (arXiv 2205.14135).
 
 use super::{
-    Heads, PAGE, Segment, Shared, for_each,
+    Heads, PAGE, Segment, Shared,
     lanes::{LANES, Lanes, by_level},
     pages::{Shape, transpose},
     pass::{Strip, strips},
     tile::{self, Factors, by_rows},
     with_scratch,
 };
-use crate::kernels::{Level, level};
+use crate::kernels::{Level, level, team};
 
 /// Rows (over positions and the query heads of a key head) of a block, at least.
 const ROWS: usize = 48;
@@ -70,7 +70,7 @@ pub fn backward(
     d_k: &mut [f32],
     d_v: &mut [f32],
 ) {
-    let threads = rayon::current_num_threads();
+    let threads = team::threads();
     backward_at(
         (level(), threads),
         q,
@@ -134,7 +134,7 @@ pub(super) fn backward_at(
     let d_q = Shared::new(d_q);
     let room = |strip: &Strip| scratch_room(call.shape, share, strip.keys.len());
     if trees.len() * heads.keys >= 2 * threads {
-        for_each(trees.len() * heads.keys, |i| {
+        team::for_each(trees.len() * heads.keys, |i| {
             let (tree, key_head) = (&trees[i / heads.keys], i % heads.keys);
             let queries = Queries {
                 to: &d_q,
@@ -168,7 +168,7 @@ pub(super) fn backward_at(
             stride: share * width,
         }
     };
-    for_each(ends.len(), |i| {
+    team::for_each(ends.len(), |i| {
         let (s, key_head) = (i / heads.keys, i % heads.keys);
         let queries = part(s, key_head);
         with_scratch(room(strips[s]), |m| {
@@ -176,7 +176,7 @@ pub(super) fn backward_at(
         });
     });
     let block = 64;
-    for_each(rows.div_ceil(block), |i| {
+    team::for_each(rows.div_ceil(block), |i| {
         let block = i * block..rows.min((i + 1) * block);
         for (s, strip) in strips.iter().enumerate() {
             for run in &strip.seen_by {

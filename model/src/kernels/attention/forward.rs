@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use super::{
-    CHUNK, Heads, PAGE, Pages, Shared, for_each,
+    CHUNK, Heads, PAGE, Pages, Shared,
     lanes::{LANES, Lanes, by_level},
     pages::Shape,
     tile::{self, Factors, by_rows},
     with_scratch,
 };
-use crate::kernels::{Level, level};
+use crate::kernels::{Level, level, team};
 
 /// Query rows at consecutive positions of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +103,7 @@ pub(super) fn attend_at(
     let shape = Shape::new(heads);
     // A long sequence that decodes beside few others is shared out by chunks.
     let blocks: usize = spans.iter().map(|s| s.len.div_ceil(BLOCK)).sum();
-    let few = blocks * heads.keys < 4 * rayon::current_num_threads();
+    let few = blocks * heads.keys < 4 * team::threads();
     let (mut tasks, mut parts) = (Vec::with_capacity(blocks * heads.keys), 0);
     for (i, span) in spans.iter().enumerate() {
         let chunks = (span.first + span.len).div_ceil(CHUNK);
@@ -138,7 +138,7 @@ pub(super) fn attend_at(
         parts: Shared::new(&mut part_memory),
     };
     let room = ROWS * (STRIDE + 3 * shape.padded);
-    for_each(tasks.len(), |i| {
+    team::for_each(tasks.len(), |i| {
         with_scratch(room, |scratch| block(level, &call, &tasks[i], scratch));
     });
     if parts > 0 {

@@ -29,8 +29,6 @@ mod tile;
 
 use std::{cell::RefCell, marker::PhantomData};
 
-use rayon::prelude::*;
-
 use self::pages::Aligned;
 pub use self::{
     backward::backward,
@@ -94,15 +92,6 @@ impl Segment {
     /// Position of its first own row.
     fn first(&self) -> usize {
         self.prefix.map_or(0, |p| p.1)
-    }
-}
-
-/// Runs `f(0)`, ..., `f(tasks - 1)` on the threads there are.
-fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
-    if tasks < 2 {
-        (0..tasks).for_each(f);
-    } else {
-        (0..tasks).into_par_iter().for_each(&f);
     }
 }
 

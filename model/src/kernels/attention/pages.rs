@@ -12,10 +12,10 @@ use std::{
 };
 
 use super::{
-    Heads, for_each,
+    Heads,
     lanes::{LANES, Lanes, by_level},
 };
-use crate::kernels::level;
+use crate::kernels::{level, team};
 
 /// Positions that one page holds.
 pub const PAGE: usize = LANES;
@@ -241,7 +241,7 @@ impl Pages {
             .map(|s| super::Shared::new(s.as_mut_slice()))
             .collect();
         let (offsets, slabs) = (&offsets, &slabs);
-        for_each(places.0.len(), |i| {
+        team::for_each(places.0.len(), |i| {
             let (slab, at, lane) = offsets[i];
             // SAFETY: `Places` holds no page twice, so nobody else has this one.
             let page = unsafe { slabs[slab as usize].slice(at, shape.page()) };
@@ -262,7 +262,7 @@ impl Pages {
             return;
         };
         let slab = super::Shared::new(slab.as_mut_slice());
-        for_each(n, |i| {
+        team::for_each(n, |i| {
             // SAFETY: each page is one task's.
             let page = unsafe { slab.slice(i * shape.page(), shape.page()) };
             fill(page, shape, &runs(i));
