@@ -2,14 +2,14 @@
 
 use candle_core::{CpuStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 
-/// The f32 values of a contiguous CPU tensor, as a custom op is given it.
+/// The f32 values of a contiguous CPU tensor.
 fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         (CpuStorage::F32(_), None) => {
-            Err(Error::Msg("a fused op needs a contiguous tensor".into()))
+            Err(Error::Msg("a tensor that is not contiguous".into()))
         }
-        _ => Err(Error::Msg("a fused op on the CPU needs f32".into())),
+        _ => Err(Error::Msg("a tensor of f32 was expected".into())),
     }
 }
 
@@ -26,7 +26,7 @@ pub(crate) fn with_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R
             Storage::Cpu(storage) => slices.push(f32_slice(storage, layout)?),
             _ => {
                 return Err(Error::Msg(
-                    "a fused op on the CPU was given another device".into(),
+                    "a tensor on the CPU was expected".into(),
                 ));
             }
         }

@@ -244,11 +244,6 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
             gpu || device == "cpu",
             "must be \"cpu\" or \"cuda:N\"",
         );
-        check(
-            "model.dtype",
-            gpu || config.model.dtype != Dtype::Bf16,
-            &format!("bf16 is not had on a CPU, and {key} is \"cpu\"; use \"auto\" or \"f32\""),
-        );
     }
     for (at, worker) in config.rollout.workers.iter().enumerate() {
         check(

@@ -29,7 +29,7 @@ section! {
 choices! {
     /// How the base weights are held and multiplied.
     Dtype {
-        /// As the device computes best: f32 on a CPU, bf16 on a GPU.
+        /// bf16; on a CPU f32 where the model is stored in f32.
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",
@@ -45,8 +45,8 @@ section! {
         /// package), a folder in Hugging Face layout, or a `.gguf` file; a path is relative to the
         /// config file.
         source: String;
-        /// How the base weights are held and multiplied; `auto`: f32 on a CPU, bf16 on a GPU (bf16 is
-        /// not had on a CPU).
+        /// How the base weights are held and multiplied (sums are f32); `auto`: bf16, but f32 on a CPU
+        /// for a model that is stored in f32.
         dtype: Dtype = Dtype::Auto;
     }
 }

@@ -247,7 +247,7 @@ fn single_values_out_of_range_are_refused() {
     for set in [
         "run.name=../up",
         "run.steps=0",
-        "model.dtype=bf16",
+        "model.dtype=f16",
         "model.source=s3:bucket",
         "lora.rank=0",
         "lora.dropout=1",
