@@ -65,7 +65,7 @@ impl Weights for RandomWeights<'_> {
     }
 
     /// Models of these shapes are published in bf16.
-    fn is_f32(&self, _name: &str) -> bool {
+    fn is_wide(&self, _name: &str) -> bool {
         false
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct PolicyArgs {
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// How the weights are held: auto is bf16, but f32 on a CPU for a model stored in f32
+    /// How the weights are held: auto is bf16, but f32 on a CPU for a model stored in f32 or f16
     #[arg(long, default_value = "auto", value_name = "auto|f32|bf16")]
     dtype: Dtype,
 }

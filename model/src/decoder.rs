@@ -201,8 +201,10 @@ impl Decoder {
             ));
         }
         self.check_tokens(&tokens, &[])?;
+        // Before the cache takes the tokens in.
+        let positions: Vec<u32> = slots.iter().map(|slot| cache.len(*slot) as u32).collect();
+        self.check_tokens(&[], &positions)?;
         let plan = cache.plan(&slots)?;
-        self.check_tokens(&[], &plan.positions)?;
         match &self.body {
             Body::Host(model) => {
                 let angles = self.angles(&plan.positions);

@@ -221,7 +221,7 @@ impl Distribution {
                 .map(|id| f64::from(scratch.exps[*id as usize]))
                 .sum()
         };
-        if self.truncates() {
+        if self.scored().truncates() {
             let share = (1.0 / sum(&scratch.kept)) as f32;
             out.fill(bf16::ZERO);
             for id in &scratch.kept {

@@ -6,7 +6,11 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
+
+use crate::kernels::team;
+
+/// Rows that a task takes.
+const ROWS: usize = 16;
 
 /// Dropout of one pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,17 +46,16 @@ impl DropMask {
     /// x `[rows, width]` with its dropped values 0 and the others scaled by 1 / (1 − p).
     pub(crate) fn apply(&self, x: &[f32], width: usize) -> Vec<f32> {
         let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(width)
-            .zip(x.par_chunks(width))
-            .zip(self.keys.par_iter())
-            .with_min_len(16)
-            .for_each(|((out, x), key)| {
+        team::for_each_chunk(&mut out, ROWS * width, |chunk, out| {
+            let rows = out.chunks_exact_mut(width).zip(&self.keys[chunk * ROWS..]);
+            for ((out, key), x) in rows.zip(x[chunk * ROWS * width..].chunks_exact(width)) {
                 let row = mix(self.seed ^ key);
                 for (i, (o, x)) in out.iter_mut().zip(x).enumerate() {
                     let kept = mix(row.wrapping_add(i as u64)) >= self.threshold;
                     *o = if kept { x * self.keep_scale } else { 0.0 };
                 }
-            });
+            }
+        });
         out
     }
 

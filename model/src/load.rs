@@ -19,7 +19,7 @@ use crate::{
 /// The type that frozen weights are computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// bf16; on a CPU f32 where the model is stored in f32.
+    /// bf16; on a CPU f32 where the model is stored in f32 or f16.
     #[default]
     Auto,
     /// Single precision.
@@ -173,14 +173,14 @@ impl<'a> Loader<'a> {
         }))
     }
 
-    /// In bf16 a model that is stored in fewer bits loses nothing, or next to nothing.
+    /// A model that is stored in bf16 loses nothing in it, one that is quantised less than it has lost.
     fn format(&self) -> Format {
         match self.options.dtype {
             Dtype::F32 | Dtype::F64 => Format::F32,
             Dtype::Bf16 => Format::Bf16,
             Dtype::Auto => {
                 let first = "model.layers.0.self_attn.q_proj.weight";
-                if self.weights.is_f32(first) {
+                if self.weights.is_wide(first) {
                     Format::F32
                 } else {
                     Format::Bf16

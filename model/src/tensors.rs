@@ -6,9 +6,7 @@ use candle_core::{CpuStorage, DType, Device, Error, Layout, Result, Shape, Stora
 fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        (CpuStorage::F32(_), None) => {
-            Err(Error::Msg("a tensor that is not contiguous".into()))
-        }
+        (CpuStorage::F32(_), None) => Err(Error::Msg("a tensor that is not contiguous".into())),
         _ => Err(Error::Msg("a tensor of f32 was expected".into())),
     }
 }
@@ -25,9 +23,7 @@ pub(crate) fn with_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R
         match &**storage {
             Storage::Cpu(storage) => slices.push(f32_slice(storage, layout)?),
             _ => {
-                return Err(Error::Msg(
-                    "a tensor on the CPU was expected".into(),
-                ));
+                return Err(Error::Msg("a tensor on the CPU was expected".into()));
             }
         }
     }

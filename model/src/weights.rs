@@ -29,8 +29,8 @@ pub trait Weights: Send + Sync {
     /// names the tensor, what was expected and what was found.
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor>;
 
-    /// Whether a tensor is stored in F32, and not in fewer bits.
-    fn is_f32(&self, name: &str) -> bool;
+    /// Whether a tensor is stored with more digits than bf16 has: in F32 or F16.
+    fn is_wide(&self, name: &str) -> bool;
 }
 
 /// Weights held in memory.
@@ -55,8 +55,8 @@ impl Weights for MapWeights {
         Ok(tensor.to_device(&Device::Cpu)?.contiguous()?)
     }
 
-    fn is_f32(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|t| t.dtype() == DType::F32)
+    fn is_wide(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|t| t.dtype() != DType::BF16)
     }
 }
 

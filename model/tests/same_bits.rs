@@ -9,7 +9,7 @@
 
 use candle_core::Device;
 use tina_model::{
-    Adapter, Decoder, Distribution, ForwardOptions, LoadOptions, LoraConfig, LoraModule,
+    Adapter, Decoder, Distribution, Dtype, ForwardOptions, LoadOptions, LoraConfig, LoraModule,
     MapWeights, ModelConfig, PackedRows, Scratch,
 };
 
@@ -119,11 +119,16 @@ fn bits(completions: &[Vec<Completion>]) -> Vec<Vec<(Vec<u32>, Vec<u32>)>> {
 
 #[test]
 fn recorded_and_recomputed_log_probs_are_equal_to_the_last_bit() {
-    for model_type in ["llama", "qwen2", "qwen3"] {
+    let formats = [Dtype::F32, Dtype::Bf16];
+    let families = ["llama", "qwen2", "qwen3"];
+    for (model_type, dtype) in families.iter().flat_map(|t| formats.map(|d| (t, d))) {
         let config = config(model_type);
         let weights = MapWeights::random(&config, 1).unwrap();
-        let decoder =
-            Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, false)).unwrap();
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::new(Device::Cpu, false)
+        };
+        let decoder = Decoder::load(&config, &weights, &options).unwrap();
         let adapter = adapter(&config);
         let prompts: Vec<Vec<u32>> = vec![
             (3..20).collect(),
@@ -145,7 +150,7 @@ fn recorded_and_recomputed_log_probs_are_equal_to_the_last_bit() {
             assert_eq!(
                 bits(&batched),
                 bits(&alone),
-                "{model_type}: a batch of 5 against 1"
+                "{model_type}, {dtype:?}: a batch of 5 against 1"
             );
             let mut rows = PackedRows::new();
             let mut targets = Vec::new();
@@ -161,7 +166,10 @@ fn recorded_and_recomputed_log_probs_are_equal_to_the_last_bit() {
                 let again = decoder.log_probs(&mut tape, targets, &dist).unwrap();
                 let again: Vec<u32> = again.iter().map(|t| t.logprob.to_bits()).collect();
                 let recorded: Vec<u32> = recorded.iter().map(|x| x.to_bits()).collect();
-                assert_eq!(again, recorded, "{model_type}: learner against worker");
+                assert_eq!(
+                    again, recorded,
+                    "{model_type}, {dtype:?}: learner against worker"
+                );
             }
         }
     }

@@ -374,7 +374,8 @@ impl Engine {
         let prompt = self
             .prompts
             .get(&task.group_id)
-            .ok_or("the prompt was lost")?;
+            .filter(|prompt| prompt.task.prompt == task.prompt)
+            .ok_or("another prompt under the same group's name came between")?;
         self.cache
             .attach(slot, &prompt.kv)
             .map_err(|error| error.to_string())?;

@@ -29,7 +29,7 @@ section! {
 choices! {
     /// How the base weights are held and multiplied.
     Dtype {
-        /// bf16; on a CPU f32 where the model is stored in f32.
+        /// bf16; on a CPU f32 where the model is stored in f32 or f16.
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",
@@ -46,7 +46,7 @@ section! {
         /// config file.
         source: String;
         /// How the base weights are held and multiplied (sums are f32); `auto`: bf16, but f32 on a CPU
-        /// for a model that is stored in f32.
+        /// for a model that is stored in f32 or f16.
         dtype: Dtype = Dtype::Auto;
     }
 }
@@ -459,7 +459,7 @@ section! {
         /// Gradients are scaled down to this global norm; 0: never.
         max_grad_norm: f64 = 1.0;
         /// Most tokens of one forward and backward pass; a longer sequence goes alone. The gradient
-        /// does not depend on it.
+        /// does not depend on it but for rounding.
         #[unit = "tokens"]
         micro_batch_tokens: u32 = 1024;
         /// Keep only each layer's input, and compute the layer again in the backward pass: less

@@ -319,6 +319,15 @@ impl Scheduler {
         let exact = numerics == probe.numerics && numerics.starts_with("cpu");
         match probe_difference(&probe.logprobs, &loaded.probe_logprobs) {
             Some(diff) if diff <= if exact { 0.0 } else { tolerance } => {
+                let cpus = numerics.starts_with("cpu") && probe.numerics.starts_with("cpu");
+                if cpus && !exact && worker.loaded.is_none() {
+                    out.push(Command::Warn(format!(
+                        "worker {} computes in {numerics}, {} in {}: their samples differ by \
+                         rounding, so the run can't be repeated to the byte with other workers \
+                         (model.dtype = \"f32\" gives the same bits on every x86-64 with AVX2)",
+                        worker.id, probe.whose, probe.numerics
+                    )));
+                }
                 worker.probe_diff = diff;
                 worker.loaded = version;
                 worker.load_error = None;

@@ -94,7 +94,8 @@ impl ComposedModel {
         Ok(sum)
     }
 
-    /// As [`Distribution::log_prob_gradient`], composed on the device: d/T (W\[token\] − p W).
+    /// As [`Distribution::log_prob_gradient`], composed on the device: d/T (1[token] − p) W. The
+    /// difference is taken in f32: p that is close to 1 would be 1 in bf16.
     fn device_gradient(
         &self,
         logits: &Tensor,
@@ -103,13 +104,18 @@ impl ComposedModel {
         d: &[f32],
     ) -> Result<Tensor> {
         let temperature = f64::from(dist.scored().temperature);
-        let scaled = (logits / temperature)?;
-        let p = softmax(&scaled)?.to_dtype(self.dtype)?;
         let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
-        let own = self.output().gather(&tokens)?.to_dtype(DType::F32)?;
-        let mean = self.output().product_backward(&p)?.to_dtype(DType::F32)?;
+        let tokens = Tensor::new(tokens, logits.device())?.unsqueeze(1)?;
+        let ones = Tensor::ones((targets.len(), 1), DType::F32, logits.device())?;
+        let rest =
+            softmax(&(logits / temperature)?)?
+                .neg()?
+                .scatter_add(&tokens, &ones, D::Minus1)?;
+        let rows = self
+            .output()
+            .product_backward(&rest.to_dtype(self.dtype)?)?;
         let d = (Tensor::new(d, logits.device())? / temperature)?.unsqueeze(1)?;
-        Ok((own - mean)?.broadcast_mul(&d)?)
+        Ok(rows.to_dtype(DType::F32)?.broadcast_mul(&d)?)
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct HostTape {
     keys: Arc<Vec<u64>>,
     dropout: Option<Dropout>,
     keep: Keep,
+    /// Whether an adapter took part: there are no gradients but its own.
+    adapted: bool,
     /// One a layer, unless nothing is kept.
     layers: Vec<Activations>,
     /// The last layer's result, `[rows, hidden]`.
@@ -45,8 +47,16 @@ pub(crate) struct HostTape {
 pub(crate) struct Scored {
     pub(crate) targets: Vec<Target>,
     pub(super) dist: Distribution,
-    /// p over the vocabulary, `[targets, vocab]`: what the backward pass multiplies with W.
-    pub(super) probabilities: Option<Vec<bf16>>,
+    pub(super) kept: Option<Probabilities>,
+}
+
+/// Distributions over the vocabulary: what the backward pass multiplies with W.
+#[derive(Debug)]
+pub(super) struct Probabilities {
+    /// `[targets, vocab]`; 0 for the target itself, whose bf16 could not tell 0.998 from 1.
+    pub(super) others: Vec<bf16>,
+    /// 1 − p of the target, `[targets]`.
+    pub(super) complements: Vec<f32>,
 }
 
 /// Attention of a pass over its own rows.
@@ -92,6 +102,7 @@ impl HostModel {
             keys: rows.shared_keys(),
             dropout: options.dropout.filter(|d| d.p > 0.0),
             keep: options.keep,
+            adapted: adapter.is_some(),
             layers: Vec::new(),
             last: Vec::new(),
             hidden: Vec::new(),
@@ -198,6 +209,7 @@ impl HostModel {
                 )?;
                 if again {
                     std::mem::swap(layer, &mut w.layer);
+                    std::mem::swap(&mut layer.input, &mut w.layer.input);
                 }
             }
             Ok::<_, ModelError>(())
@@ -214,6 +226,6 @@ impl HostTape {
 
     /// Whether there can be a backward pass.
     pub(crate) fn kept(&self) -> bool {
-        self.keep != Keep::Nothing
+        self.keep != Keep::Nothing && self.adapted
     }
 }

@@ -3,7 +3,12 @@
 
 use half::bf16;
 
-use super::{HostModel, HostTape, backward::trainable, sized, tape::Scored};
+use super::{
+    HostModel, HostTape,
+    backward::trainable,
+    sized,
+    tape::{Probabilities, Scored},
+};
 use crate::{
     distribution::{Distribution, TokenLogProb, each_row},
     error::Result,
@@ -15,7 +20,8 @@ use crate::{
     packed_rows::Target,
 };
 
-/// Rows of logits that are held at a time: few enough that they stay in the processor's cache.
+/// Rows of logits that are held at a time: for vocabularies of some 50,000 tokens they stay in the
+/// processor's cache.
 const SLICE: usize = 64;
 /// Bytes of probabilities that a pass may keep; beyond, they are computed again.
 const KEPT_BYTES: usize = 256 << 20;
@@ -72,17 +78,23 @@ impl HostModel {
                     row.found = dist.log_prob(row.logits, token, scratch);
                     if let Some(out) = &mut row.probabilities {
                         dist.probabilities(scratch, out);
+                        out[token as usize] = bf16::ZERO;
                     }
                 });
                 found.extend(rows.iter().map(|row| row.found));
             }
             kept
         });
+        let complement = |token: &TokenLogProb| -f64::from(token.logprob).exp_m1() as f32;
+        let kept = kept.map(|others| Probabilities {
+            others,
+            complements: found.iter().map(complement).collect(),
+        });
         if tape.kept() {
             tape.scored = Some(Scored {
                 targets: targets.to_vec(),
                 dist: *dist,
-                probabilities: kept,
+                kept,
             });
         }
         Ok(found)
@@ -90,7 +102,8 @@ impl HostModel {
 
     /// The gradient of Σ slopes\[i\] · log_prob(targets\[i\]) with respect to the hidden rows,
     /// `[rows, hidden]`, for the targets of the last [`HostModel::log_probs`]:
-    /// slope / T (W\[token\] − p W) at the target's row.
+    /// slope / T (W\[token\] − p W) at the target's row, the token's own share of p W taken together
+    /// with W\[token\], as nothing would be left of their difference in bf16 where p is close to 1.
     pub(crate) fn log_probs_backward(
         &self,
         hidden: &[f32],
@@ -104,7 +117,7 @@ impl HostModel {
         let Scored {
             targets,
             dist,
-            probabilities,
+            kept,
         } = scored;
         let inverse_temperature = 1.0 / dist.scored().temperature;
         self.with_workspace(|w| {
@@ -112,19 +125,20 @@ impl HostModel {
             for (i, slice) in targets.chunks(SLICE).enumerate() {
                 let slopes = &slopes[i * SLICE..][..slice.len()];
                 sized(&mut w.next, slice.len() * width);
-                if let Some(p) = &probabilities {
-                    let p = &p[i * SLICE * vocab..][..slice.len() * vocab];
-                    product(Rows::Bf16(p), w_out, &mut w.next, Then::default());
+                if let Some(kept) = &kept {
+                    let others = &kept.others[i * SLICE * vocab..][..slice.len() * vocab];
+                    let complements = &kept.complements[i * SLICE..][..slice.len()];
+                    product(Rows::Bf16(others), w_out, &mut w.next, Then::default());
                     let own: Vec<u32> = slice.iter().map(|t| t.token).collect();
                     self.output().gather(&own, &mut w.normed);
                     let rows = w
                         .next
                         .chunks_exact_mut(width)
                         .zip(w.normed.chunks_exact(width));
-                    for ((mean, own), slope) in rows.zip(slopes) {
+                    for (((mean, own), slope), complement) in rows.zip(slopes).zip(complements) {
                         let slope = slope * inverse_temperature;
                         for (mean, own) in mean.iter_mut().zip(own) {
-                            *mean = slope * (own - *mean);
+                            *mean = slope * (complement * own - *mean);
                         }
                     }
                 } else {
@@ -147,8 +161,8 @@ impl HostModel {
                     elementwise::add(&mut sum[at..at + width], d);
                 }
             }
-            if let Some(memory) = probabilities {
-                w.probabilities = memory;
+            if let Some(kept) = kept {
+                w.probabilities = kept.others;
             }
         });
         Ok(sum)

@@ -12,7 +12,8 @@ const TASK: usize = 32 * 1024;
 #[inline(always)]
 pub fn round(x: f32) -> bf16 {
     let bits = x.to_bits();
-    let nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    // NaNs of large payload wrap, and are not taken.
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let quiet = (bits >> 16) | 0x40;
     let nan = bits & 0x7fff_ffff > 0x7f80_0000;
     bf16::from_bits(if nan { quiet } else { nearest } as u16)

@@ -153,11 +153,113 @@ fn lora_gradients_equal_finite_differences_in_f64() {
 fn recomputed_layers_give_the_same_gradient_bits() {
     let config = config("qwen3");
     let weights = MapWeights::random(&config, 9).unwrap();
-    let decoder = Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
-    let adapter = adapter(&config);
-    let dropout = Some(Dropout { p: 0.2, seed: 8 });
-    let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
-    assert_eq!(run(Keep::Activations), run(Keep::LayerInputs));
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::new(Device::Cpu, true)
+        };
+        let decoder = Decoder::load(&config, &weights, &options).unwrap();
+        let adapter = adapter(&config);
+        let dropout = Some(Dropout { p: 0.2, seed: 8 });
+        let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
+        assert_eq!(run(Keep::Activations), run(Keep::LayerInputs));
+    }
+}
+
+/// Random weights, rounded to bf16, whose output projection is `sharpness` times as large.
+fn rounded_weights(config: &ModelConfig, sharpness: f64) -> MapWeights {
+    let mut weights = MapWeights::random(config, 9).unwrap();
+    for (name, tensor) in &mut weights.0 {
+        let factor = if name == "lm_head.weight" {
+            sharpness
+        } else {
+            1.0
+        };
+        let scaled = (&*tensor * factor).unwrap();
+        *tensor = scaled
+            .to_dtype(DType::BF16)
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap();
+    }
+    weights
+}
+
+#[test]
+fn gradients_in_bf16_are_those_of_f64_also_where_the_policy_is_sure() {
+    let config = config("qwen2");
+    // Tokens that the policy is sure of: half of their log-probs are within 0.002 of 0.
+    for sharpness in [1.0, 60.0] {
+        let weights = rounded_weights(&config, sharpness);
+        let load = |dtype, fused| {
+            let options = LoadOptions {
+                dtype,
+                fused,
+                ..LoadOptions::new(Device::Cpu, true)
+            };
+            Decoder::load(&config, &weights, &options).unwrap()
+        };
+        let adapter = adapter(&config);
+        let likeliest = |decoder: &Decoder, targets: &mut Vec<Target>, rows: &PackedRows| {
+            // Each row's target becomes the token that the model would choose there.
+            let mut tape = decoder
+                .forward(rows, Some(&adapter), &ForwardOptions::default())
+                .unwrap();
+            for target in targets.iter_mut() {
+                let all: Vec<Target> = (0..40)
+                    .map(|token| Target {
+                        row: target.row,
+                        token,
+                    })
+                    .collect();
+                let found = decoder
+                    .log_probs(&mut tape, &all, &Distribution::FULL)
+                    .unwrap();
+                let best = (0..40)
+                    .max_by(|a, b| found[*a].logprob.total_cmp(&found[*b].logprob))
+                    .unwrap();
+                target.token = best as u32;
+            }
+        };
+        let (rows, mut targets, d) = rows();
+        likeliest(&load(Dtype::F32, true), &mut targets, &rows);
+        let run = |decoder: &Decoder| -> (Vec<f32>, Vec<f32>) {
+            let options = ForwardOptions {
+                keep: Keep::Activations,
+                dropout: None,
+            };
+            let mut tape = decoder.forward(&rows, Some(&adapter), &options).unwrap();
+            let found = decoder
+                .log_probs(&mut tape, &targets, &Distribution::FULL)
+                .unwrap();
+            let mut sums = decoder.gradients();
+            decoder.backward(tape, &d, &adapter, &mut sums).unwrap();
+            let tensors = sums.into_tensors(&adapter).unwrap().unwrap();
+            let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            (
+                tensors.iter().flat_map(flat).collect(),
+                found.iter().map(|t| t.logprob).collect(),
+            )
+        };
+        // The f32 path is held to finite differences in f64 above.
+        let (want, logprobs) = run(&load(Dtype::F32, true));
+        let (got, _) = run(&load(Dtype::Bf16, true));
+        if sharpness > 1.0 {
+            let sure = logprobs.iter().filter(|p| **p > -0.002).count();
+            assert!(2 * sure >= logprobs.len(), "{logprobs:?}");
+        }
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            let terms = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            terms.sum()
+        };
+        let cosine = dot(&got, &want) / (dot(&got, &got) * dot(&want, &want)).sqrt();
+        let size = (dot(&got, &got) / dot(&want, &want)).sqrt();
+        assert!(
+            // How sure a policy is that sharp moves with the rounding of its rows.
+            cosine > 0.99 && (size - 1.0).abs() < 0.25,
+            "sharpness {sharpness}: cosine {cosine}, {size} times as large"
+        );
+    }
 }
 
 #[test]

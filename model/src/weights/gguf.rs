@@ -103,9 +103,9 @@ impl Weights for GgufWeights {
         self.tensors.contains_key(name)
     }
 
-    fn is_f32(&self, name: &str) -> bool {
+    fn is_wide(&self, name: &str) -> bool {
         let stored = self.tensors.get(name);
-        stored.is_some_and(|info| info.dtype == GgmlDType::F32)
+        stored.is_some_and(|info| matches!(info.dtype, GgmlDType::F32 | GgmlDType::F16))
     }
 
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {

@@ -118,9 +118,9 @@ impl Weights for SafetensorsWeights {
         self.tensors.contains_key(name)
     }
 
-    fn is_f32(&self, name: &str) -> bool {
+    fn is_wide(&self, name: &str) -> bool {
         let stored = self.tensors.get(name);
-        stored.is_some_and(|stored| stored.dtype == "F32")
+        stored.is_some_and(|stored| stored.dtype != "BF16")
     }
 
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {

@@ -24,6 +24,10 @@ const KEYS: usize = 64;
 /// Floats from one row of weights to the next.
 const STRIDE: usize = KEYS + LANES;
 
+/// Bytes of queries' gradients that strips may hold at once: they grow with the square of a
+/// sequence's length.
+const PARTS_BYTES: usize = 256 << 20;
+
 /// What the tasks of a call share.
 struct Call<'a> {
     q: &'a [f32],
@@ -133,7 +137,10 @@ pub(super) fn backward_at(
     };
     let d_q = Shared::new(d_q);
     let room = |strip: &Strip| scratch_room(call.shape, share, strip.keys.len());
-    if trees.len() * heads.keys >= 2 * threads {
+    // Rows of queries that strips would hold gradients of, all at once.
+    let held: usize = trees.iter().flatten().map(|s| s.rows().len()).sum();
+    let fits = held * heads.query_row() * size_of::<f32>() <= PARTS_BYTES;
+    if trees.len() * heads.keys >= 2 * threads || !fits {
         team::for_each(trees.len() * heads.keys, |i| {
             let (tree, key_head) = (&trees[i / heads.keys], i % heads.keys);
             let queries = Queries {
