@@ -211,7 +211,7 @@ fn gradient(
     let targets: Vec<Target> = rows.push_group(0, prompt, &completions).concat();
     let slopes: Vec<f32> = (0..targets.len()).map(|i| (i as f32 * 0.7).cos()).collect();
     let options = ForwardOptions {
-        keep: Keep::Activations,
+        keep: Keep::ALL,
         dropout: None,
     };
     let mut tape = decoder.forward(&rows, Some(adapter), &options)?;

@@ -14,6 +14,7 @@ use crate::{
     batch::{Batch, Limits},
     checkpoint::{CheckpointError, CheckpointStore},
     host,
+    memory::default_limit,
     settings::{Settings, SpecError},
     step::Progress,
     trainer::{TrainError, Trainer},
@@ -74,7 +75,7 @@ impl Engine {
         device: &str,
         state_dir: Option<&Path>,
     ) -> Result<Self, EngineError> {
-        let settings = Settings::from_spec(&spec)?;
+        let mut settings = Settings::from_spec(&spec)?;
         let device_handle = parse_device(device)?;
         info!(source = %settings.source, device, "loading the model");
         let started = Instant::now();
@@ -96,6 +97,9 @@ impl Engine {
             digest = model.digest,
             "model loaded"
         );
+        if settings.train.memory.is_none() {
+            settings.train.memory = default_limit(&decoder);
+        }
         let folder = match state_dir {
             Some(folder) => folder.to_path_buf(),
             None => Path::new(&settings.run_dir).join("checkpoints"),
@@ -123,6 +127,14 @@ impl Engine {
     pub(crate) fn resume(&mut self, resume: Option<&PolicyVersion>) -> Result<(), EngineError> {
         self.go_to(resume)?;
         self.probe = self.trainer()?.probe()?;
+        let (peak, layers_kept) = self.trainer()?.memory(self.settings.max_sequence_tokens);
+        info!(
+            layers_kept,
+            layers = self.decoder.config().layers,
+            peak_mb = peak / 1_000_000,
+            limit_mb = self.settings.train.memory.map(|bytes| bytes / 1_000_000),
+            "memory of a step; activations of the other layers are computed again"
+        );
         Ok(())
     }
 

@@ -21,6 +21,7 @@ pub mod checkpoint;
 mod engine;
 mod host;
 pub mod loss;
+pub mod memory;
 pub mod micro_batch;
 mod moments;
 pub mod schedule;

@@ -69,8 +69,8 @@ pub struct TrainSettings {
     pub max_grad_norm: f64,
     /// Rows of one pass at most.
     pub micro_batch_tokens: usize,
-    /// Compute each layer again in the backward pass.
-    pub recompute: bool,
+    /// Bytes that the process should take at most: activations give way. `None`: no limit.
+    pub memory: Option<usize>,
     /// The sequence whose log-probs prove that learner and worker hold the same adapter.
     pub probe: Vec<u32>,
 }
@@ -173,7 +173,9 @@ impl TrainSettings {
                 "learner.micro_batch_tokens",
                 learner.micro_batch_tokens.into(),
             )? as usize,
-            recompute: learner.recompute,
+            memory: learner
+                .memory_bytes
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             probe: spec.probe_tokens.clone(),
         })
     }
@@ -252,8 +254,8 @@ mod tests {
                 weight_decay: 0.01,
                 max_grad_norm: 1.0,
                 micro_batch_tokens: 4096,
-                recompute: true,
                 checkpoint_every: 1,
+                memory_bytes: Some(5000),
             }),
             probe_tokens: vec![1, 2, 3],
             max_sequence_tokens: 64,
@@ -270,8 +272,8 @@ mod tests {
         assert_eq!(train.loss.aggregation, Aggregation::TokenMean);
         assert_eq!((train.loss.clip_high, train.loss.kl_beta), (0.28, 0.04));
         assert_eq!(
-            (train.iterations, train.mask_truncated, train.recompute),
-            (2, true, true)
+            (train.iterations, train.mask_truncated, train.memory),
+            (2, true, Some(5000))
         );
         assert_eq!(train.advantage, Scale::Unscaled);
         assert_eq!(train.max_completion_tokens, 48);

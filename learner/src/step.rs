@@ -7,13 +7,15 @@ use std::{
 
 use candle_core::Tensor;
 use tina_model::{
-    Adapter, Decoder, Distribution, Dropout, ForwardOptions, Keep, PackedRows, Target, TokenLogProb,
+    Adapter, Decoder, Distribution, Dropout, ForwardOptions, Keep, PackedRows, PassShape, Target,
+    TokenLogProb,
 };
 
 use crate::{
     advantage::group_advantages,
     batch::Batch,
     loss::{Loss, LossStats, Normaliser, Terms},
+    memory::StepMemory,
     micro_batch::{GroupShape, MicroBatch, cut},
     settings::TrainSettings,
     trainer::TrainError,
@@ -145,12 +147,6 @@ impl<'a> Work<'a> {
         progress: &Progress,
         cost: &mut Cost,
     ) -> Result<BatchGradient, TrainError> {
-        let keep = if settings.recompute {
-            Keep::LayerInputs
-        } else {
-            Keep::Activations
-        };
-        let options = ForwardOptions { keep, dropout };
         let mut sums = decoder.gradients();
         let mut stats = LossStats::default();
         let mut entropy = 0.0;
@@ -161,6 +157,7 @@ impl<'a> Work<'a> {
             normaliser,
             passes,
         } = self;
+        let most_rows = passes.iter().map(|pass| pass.cut.rows).max().unwrap_or(0);
         for pass in passes {
             if progress.is_cancelled() {
                 return Err(TrainError::Cancelled);
@@ -172,6 +169,8 @@ impl<'a> Work<'a> {
                 pass.base = Some(scored.iter().map(|token| token.logprob).collect());
                 cost.rows_forwarded += packed.rows.len() as u64;
             }
+            let keep = packed.keep(decoder, adapter, settings, most_rows);
+            let options = ForwardOptions { keep, dropout };
             let (tape, scored) = packed.forward(decoder, Some(adapter), &options)?;
             cost.rows_forwarded += packed.rows.len() as u64;
             entropy += scored
@@ -243,6 +242,32 @@ impl<'a> Packed<'a> {
             completions,
             dist,
         }
+    }
+
+    /// What the forward pass keeps; `most_rows`: of any of the step's passes, since memory that a
+    /// larger pass worked in stays.
+    fn keep(
+        &self,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        settings: &TrainSettings,
+        most_rows: usize,
+    ) -> Keep {
+        let shape = PassShape::of(&self.rows, self.targets.len());
+        let largest = PassShape {
+            rows: most_rows,
+            targets: most_rows,
+            ..shape
+        };
+        let own = StepMemory::new(decoder, adapter, settings, &shape);
+        let bytes = StepMemory {
+            pass: own
+                .pass
+                .beside(&decoder.pass_memory(&largest, Some(&settings.lora))),
+            ..own
+        }
+        .for_activations(settings.memory);
+        Keep::Activations { bytes }
     }
 
     fn forward(

@@ -68,7 +68,7 @@ pub(crate) fn settings() -> TrainSettings {
         },
         max_grad_norm: 1.0,
         micro_batch_tokens: 1000,
-        recompute: false,
+        memory: None,
         probe: vec![1, 2, 3, 4],
     }
 }

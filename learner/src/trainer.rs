@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use candle_core::Tensor;
-use tina_model::{Adapter, Decoder, Distribution, Dropout, ModelError};
+use tina_model::{Adapter, Decoder, Distribution, Dropout, ModelError, PassShape};
 use tina_proto::v1::{PolicyVersion, StepMetrics, StepResult};
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     checkpoint::Checkpoint,
     host,
     loss::LossStats,
+    memory::StepMemory,
     moments, seed,
     settings::TrainSettings,
     step::{BatchGradient, Cost, Progress, Work},
@@ -136,6 +137,17 @@ impl Trainer {
         })
     }
 
+    /// What a step takes of memory at most, with sequences of up to `longest` tokens, and how many
+    /// layers keep their activations.
+    pub fn memory(&self, longest: usize) -> (usize, usize) {
+        // A sequence longer than a pass goes alone.
+        let rows = self.settings.micro_batch_tokens.max(longest);
+        let shape = PassShape::at_most(rows, longest);
+        let memory = StepMemory::new(&self.decoder, &self.adapter, &self.settings, &shape);
+        let kept = memory.layers_kept(self.settings.memory);
+        (memory.peak(kept), kept)
+    }
+
     /// The adapter's version.
     pub fn version(&self) -> &PolicyVersion {
         &self.version
@@ -180,6 +192,11 @@ impl Trainer {
         Ok(self
             .decoder
             .sequence_log_probs(probe, Some(&self.adapter), &Distribution::FULL)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn limit_memory(&mut self, bytes: Option<usize>) {
+        self.settings.memory = bytes;
     }
 
     /// One step on `batch`, which [`crate::batch::Assembly`] has checked against this version.

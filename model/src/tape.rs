@@ -11,6 +11,7 @@ use crate::{
     dropout::Dropout,
     error::{ModelError, Result},
     host::{HostTape, LayerGradients},
+    memory::PassShape,
     packed_rows::{PackedRows, Target},
     tensors::cpu_tensor,
 };
@@ -21,10 +22,31 @@ pub enum Keep {
     /// Nothing: there will be no backward pass.
     #[default]
     Nothing,
+    /// Activations, of as many layers as have room; of the others their input, and the rest is
+    /// computed again. The gradient's bits are the same.
+    ///
+    /// It is the last layers that keep theirs: the backward pass begins with them, so that their
+    /// memory is done with before the first layer is computed again.
+    Activations {
+        /// Room for the activations of all layers.
+        bytes: usize,
+    },
+}
+
+impl Keep {
     /// Every layer's activations.
-    Activations,
-    /// Every layer's input; the rest is computed again.
-    LayerInputs,
+    pub const ALL: Self = Self::Activations { bytes: usize::MAX };
+    /// Every layer's input alone.
+    pub const INPUTS: Self = Self::Activations { bytes: 0 };
+}
+
+/// [`Keep::Activations`] as it comes out for a pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptLast {
+    /// Layers, from the last, that keep their activations.
+    pub(crate) layers: usize,
+    /// Bytes of one of them, its input apart.
+    pub(crate) bytes: usize,
 }
 
 /// How a learning pass runs.
@@ -110,14 +132,26 @@ impl Decoder {
             return Err(ModelError::OutOfRange("a pass of no rows".into()));
         }
         self.check_tokens(&rows.tokens, &rows.positions)?;
+        let keep = match options.keep {
+            Keep::Nothing => None,
+            Keep::Activations { bytes } => {
+                let lora = adapter.map(Adapter::config);
+                let memory = self.pass_memory(&PassShape::of(rows, 0), lora);
+                Some(KeptLast {
+                    layers: memory.layers_kept(bytes),
+                    bytes: memory.layer - memory.input,
+                })
+            }
+        };
+        let dropout = options.dropout;
         let body = match &self.body {
             Body::Host(model) => {
                 let angles = self.angles(&rows.positions);
-                TapeBody::Host(model.forward(rows, angles, adapter, options)?)
+                TapeBody::Host(model.forward(rows, angles, adapter, dropout, keep)?)
             }
             Body::Composed(model) => {
                 let pass = self.composed_pass(rows)?;
-                TapeBody::Composed(model.forward(rows, pass, adapter, options)?)
+                TapeBody::Composed(model.forward(rows, pass, adapter, dropout, keep)?)
             }
         };
         Ok(Tape {
@@ -178,7 +212,7 @@ impl Decoder {
     ) -> Result<()> {
         match (&self.body, tape.body, &mut gradients.0) {
             (Body::Host(model), TapeBody::Host(mut tape), Sums::Host(sums)) => {
-                let scored = check_scored(tape.kept(), tape.scored.take(), |s| &s.targets, slopes)?;
+                let scored = check_scored(tape.kept, tape.scored.take(), |s| &s.targets, slopes)?;
                 let d = model.log_probs_backward(&tape.hidden, scored, slopes)?;
                 if sums.is_empty() {
                     *sums = LayerGradients::zeros(adapter);

@@ -56,9 +56,10 @@ pub(crate) struct Args {
     /// Most tokens of one forward and backward pass
     #[arg(long, default_value_t = 8192)]
     micro_batch_tokens: u32,
-    /// Compute each layer again in the backward pass: less memory, more time
+    /// MB that learning should take at most: layers are computed again in the backward pass where
+    /// they must; unset: no limit of its own
     #[arg(long)]
-    recompute: bool,
+    memory_mb: Option<u32>,
     /// Rounds of sampling and learning; figures are their medians
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -213,8 +214,8 @@ impl Args {
                 eps: 1e-8,
                 max_grad_norm: 1.0,
                 micro_batch_tokens: self.micro_batch_tokens,
-                recompute: self.recompute,
                 checkpoint_every: 1,
+                memory_bytes: self.memory_mb.map(|mb| u64::from(mb) * 1_000_000),
                 ..LearnerSpec::default()
             }),
             probe_tokens: random_tokens(0, 8, model.vocab_size),

@@ -462,9 +462,12 @@ section! {
         /// does not depend on it but for rounding.
         #[unit = "tokens"]
         micro_batch_tokens: u32 = 1024;
-        /// Keep only each layer's input, and compute the layer again in the backward pass: less
-        /// memory, more time.
-        recompute: bool = false;
+        /// Memory that the learner should take at most, all in all, on its device: as many layers
+        /// as fit keep their activations for the backward pass, the others are computed again in it
+        /// (less memory, more time, the same gradient). 0: all are computed again; unset: the
+        /// learner takes no more than half of what it finds available.
+        #[unit = "MB"]
+        memory_mb: Option<u32> = None;
         /// A checkpoint every so many steps.
         #[unit = "steps"]
         checkpoint_every: u64 = 1;

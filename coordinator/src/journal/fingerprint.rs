@@ -17,7 +17,7 @@ const FREE_KEYS: [(&str, &str); 9] = [
     ("run", "keep_last"),
     ("learner", "device"),
     ("learner", "micro_batch_tokens"),
-    ("learner", "recompute"),
+    ("learner", "memory_mb"),
     ("learner", "checkpoint_every"),
 ];
 

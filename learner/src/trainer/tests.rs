@@ -139,10 +139,10 @@ fn micro_batches_of_any_budget_give_the_gradient_of_one_big_batch() {
     let batch = batch(&decoder, &fresh.adapter, &fresh.version);
     let (loss, gradient, rows) = evaluate(&decoder, &settings, &adapter, &batch, None);
     for budget in [1, 9, 16, 25, 40] {
-        for recompute in [false, true] {
+        for memory in [None, Some(0)] {
             let cut = TrainSettings {
                 micro_batch_tokens: budget,
-                recompute,
+                memory,
                 ..settings.clone()
             };
             let (cut_loss, cut_gradient, cut_rows) =

@@ -1,8 +1,8 @@
 //! Learning passes by candle's autograd.
 //!
 //! Layers are taped one by one: each is its own small graph from its input to its output, run
-//! backward in turn. With [`Keep::LayerInputs`] a layer's graph is not kept but built again in the
-//! backward pass (activation recomputation).
+//! backward in turn. Where memory is short, the first layers' graphs are not kept but built again in
+//! the backward pass (activation recomputation).
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     dropout::Dropout,
     error::Result,
     packed_rows::PackedRows,
-    tape::{ForwardOptions, Keep, Scored},
+    tape::{KeptLast, Scored},
 };
 
 /// A forward pass, and what its backward pass needs.
@@ -66,14 +66,15 @@ impl ComposedModel {
         rows: &PackedRows,
         pass: Pass,
         adapter: Option<&Adapter>,
-        options: &ForwardOptions,
+        dropout: Option<Dropout>,
+        keep: Option<KeptLast>,
     ) -> Result<ComposedTape> {
         let mut x = self.embed(&rows.tokens)?;
         let mut tape = ComposedTape {
             hidden: x.clone(),
             pass,
             keys: rows.shared_keys(),
-            dropout: options.dropout.filter(|d| d.p > 0.0),
+            dropout: dropout.filter(|d| d.p > 0.0),
             layers: Vec::new(),
             last: None,
             scored: None,
@@ -81,16 +82,16 @@ impl ComposedModel {
         for i in 0..self.layers.len() {
             let constant =
                 |tape: &ComposedTape| adapter.map(|a| tape.lora(a, i, constants(&a.layers[i])));
-            if options.keep == Keep::Nothing {
+            let Some(KeptLast { layers: whole, .. }) = keep else {
                 x = self.layer(i, &x, &tape.pass, constant(&tape).as_ref())?.0;
                 continue;
-            }
+            };
             let input = Var::from_tensor(&x)?;
             let vars = adapter
                 .map(|a| variables(&a.layers[i]))
                 .transpose()?
                 .unwrap_or_default();
-            let output = if options.keep == Keep::Activations {
+            let output = if i + whole >= self.layers.len() {
                 let lora = adapter.map(|a| tape.lora(a, i, as_tensors(&vars)));
                 let y = self
                     .layer(i, input.as_tensor(), &tape.pass, lora.as_ref())?
@@ -107,9 +108,7 @@ impl ComposedModel {
                 output,
             });
         }
-        tape.last = (options.keep != Keep::Nothing)
-            .then(|| Var::from_tensor(&x))
-            .transpose()?;
+        tape.last = keep.map(|_| Var::from_tensor(&x)).transpose()?;
         tape.hidden = self.norm.forward(&x)?.detach();
         Ok(tape)
     }

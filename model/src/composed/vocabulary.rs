@@ -13,16 +13,16 @@ use crate::{
     tensors::{cpu_tensor, with_slices},
 };
 
-/// Bytes of logits that are held at a time.
-const SLICE_BYTES: usize = 32 << 20;
-
 impl ComposedModel {
+    /// Bytes of logits that are held at a time.
+    pub(crate) const SLICE_BYTES: usize = 32 << 20;
+
     fn vocab(&self) -> Result<usize> {
         Ok(self.output().weight.dim(0)?)
     }
 
     fn targets_per_slice(&self) -> Result<usize> {
-        Ok((SLICE_BYTES / (4 * self.vocab()?)).max(8))
+        Ok((Self::SLICE_BYTES / (4 * self.vocab()?)).max(8))
     }
 
     /// The log-prob of each target and the entropy at its row.

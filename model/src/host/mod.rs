@@ -31,7 +31,8 @@ use crate::{
 };
 
 pub(crate) use backward::LayerGradients;
-pub(crate) use buffers::{Activations, Workspace, sized};
+use buffers::lock;
+pub(crate) use buffers::{Activations, Pool, Workspace, sized};
 use layer::Attend;
 pub(crate) use tape::HostTape;
 
@@ -44,8 +45,7 @@ pub(crate) struct HostModel {
     pub(crate) head: Option<HostLinear>,
     pub(crate) layers: Vec<HostLayer>,
     pub(crate) norm: HostNorm,
-    /// Activations of layers that no tape holds at present: memory that is used again.
-    pool: Mutex<Vec<Activations>>,
+    pub(crate) pool: Arc<Pool>,
     work: Mutex<Vec<Workspace>>,
 }
 
@@ -182,7 +182,7 @@ impl HostModel {
             head,
             layers,
             norm,
-            pool: Mutex::default(),
+            pool: Arc::default(),
             work: Mutex::default(),
         }
     }
@@ -199,7 +199,7 @@ impl HostModel {
     /// `half`, sized for `n` values that a product reads, where it reads bf16.
     fn rounded<'a>(&self, n: usize, half: &'a mut Vec<bf16>) -> Option<&'a mut [bf16]> {
         (self.format == Format::Bf16).then(|| {
-            half.resize(n, bf16::ZERO);
+            sized(half, n);
             &mut half[..]
         })
     }
@@ -251,15 +251,6 @@ impl HostModel {
         product(x.rows, output, logits, Then::default());
     }
 
-    /// Takes a layer's activations out of the pool, or makes empty ones.
-    fn take(&self) -> Activations {
-        lock(&self.pool).pop().unwrap_or_default()
-    }
-
-    fn give_back(&self, activations: impl IntoIterator<Item = Activations>) {
-        lock(&self.pool).extend(activations);
-    }
-
     /// Runs `f` with a workspace that nobody else uses meanwhile.
     pub(crate) fn with_workspace<R>(&self, f: impl FnOnce(&mut Workspace) -> R) -> R {
         let mut work = lock(&self.work).pop().unwrap_or_default();
@@ -267,11 +258,4 @@ impl HostModel {
         lock(&self.work).push(work);
         done
     }
-}
-
-/// A poisoned pool holds plain memory: nothing in it can be half-done.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

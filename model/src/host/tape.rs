@@ -5,8 +5,9 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::{
-    Activations, Angles, Attend, HostModel, LayerLora,
+    Activations, Angles, Attend, HostModel, LayerLora, Workspace,
     backward::{Backward, LayerGradients},
+    buffers::{Kept, KeptLayers},
     sized,
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         team,
     },
     packed_rows::{PackedRows, Target},
-    tape::{ForwardOptions, Keep},
+    tape::KeptLast,
 };
 
 /// A forward pass, and what its backward pass needs.
@@ -29,11 +30,10 @@ pub(crate) struct HostTape {
     segments: Vec<Segment>,
     keys: Arc<Vec<u64>>,
     dropout: Option<Dropout>,
-    keep: Keep,
-    /// Whether an adapter took part: there are no gradients but its own.
-    adapted: bool,
+    /// Whether there can be a backward pass: there are no gradients but an adapter's.
+    pub(crate) kept: bool,
     /// One a layer, unless nothing is kept.
-    layers: Vec<Activations>,
+    pub(crate) layers: KeptLayers,
     /// The last layer's result, `[rows, hidden]`.
     last: Vec<f32>,
     /// `last`, normed.
@@ -93,61 +93,59 @@ impl HostModel {
         rows: &PackedRows,
         angles: Angles,
         adapter: Option<&Adapter>,
-        options: &ForwardOptions,
+        dropout: Option<Dropout>,
+        keep: Option<KeptLast>,
     ) -> Result<HostTape> {
         let _hot = team::stay_hot();
         let mut tape = HostTape {
             angles,
             segments: rows.segments.clone(),
             keys: rows.shared_keys(),
-            dropout: options.dropout.filter(|d| d.p > 0.0),
-            keep: options.keep,
-            adapted: adapter.is_some(),
-            layers: Vec::new(),
+            dropout: dropout.filter(|d| d.p > 0.0),
+            kept: keep.is_some() && adapter.is_some(),
+            layers: KeptLayers::new(&self.pool),
             last: Vec::new(),
             hidden: Vec::new(),
             scored: None,
         };
+        // Layers from here on keep their activations.
+        let mut whole_from = self.layers.len();
+        if let Some(KeptLast { layers, bytes }) = keep {
+            whole_from = whole_from.saturating_sub(layers);
+            self.pool.prepare(layers, bytes);
+        }
         self.with_workspace(|w| {
-            let mut layer = std::mem::take(&mut w.layer);
-            self.embed(&rows.tokens, &mut layer.input);
+            let mut x = std::mem::take(&mut w.next);
+            self.embed(&rows.tokens, &mut x);
             for index in 0..self.layers.len() {
-                let mut next = std::mem::take(&mut w.next);
+                let whole = index >= whole_from;
+                let mut a = if whole {
+                    self.pool.take()
+                } else {
+                    std::mem::take(&mut w.layer)
+                };
+                std::mem::swap(&mut a.input, &mut x);
                 let mut own = Own {
                     segments: &tape.segments,
                     heads: self.heads,
-                    stats: tape.keep == Keep::Activations,
+                    stats: whole,
                 };
                 let lora = adapter.map(|a| tape.lora(a, index));
-                self.layer(
-                    index,
-                    &mut layer,
-                    &mut next,
-                    &tape.angles,
-                    lora.as_ref(),
-                    &mut own,
-                    w,
-                )?;
-                match tape.keep {
-                    Keep::Nothing => w.next = std::mem::replace(&mut layer.input, next),
-                    Keep::Activations => {
-                        let mut fresh = self.take();
-                        w.next = std::mem::replace(&mut fresh.input, next);
-                        tape.layers.push(std::mem::replace(&mut layer, fresh));
+                let angles = &tape.angles;
+                let done = self.layer(index, &mut a, &mut x, angles, lora.as_ref(), &mut own, w);
+                if whole {
+                    tape.layers.layers.push(Kept::Whole(a));
+                } else {
+                    if tape.kept {
+                        let input = std::mem::take(&mut a.input);
+                        tape.layers.layers.push(Kept::Input(input));
                     }
-                    Keep::LayerInputs => {
-                        let mut kept = self.take();
-                        w.next = std::mem::replace(
-                            &mut kept.input,
-                            std::mem::replace(&mut layer.input, next),
-                        );
-                        tape.layers.push(kept);
-                    }
+                    w.layer = a;
                 }
+                done?;
             }
-            self.norm.run(&layer.input, &mut tape.hidden);
-            tape.last = std::mem::take(&mut layer.input);
-            w.layer = layer;
+            self.norm.run(&x, &mut tape.hidden);
+            tape.last = x;
             Ok::<_, ModelError>(())
         })?;
         Ok(tape)
@@ -164,68 +162,65 @@ impl HostModel {
         let _hot = team::stay_hot();
         let mut d = Vec::new();
         self.norm.run_backward(&tape.last, d_hidden, &mut d);
-        let mut layers = std::mem::take(&mut tape.layers);
-        let done = self.with_workspace(|w| {
-            for (index, layer) in layers.iter_mut().enumerate().rev() {
+        // However this ends, they go back to the pool.
+        let mut kept = std::mem::take(&mut tape.layers);
+        self.with_workspace(|w| {
+            for (index, layer) in kept.layers.iter_mut().enumerate().rev() {
                 let lora = tape.lora(adapter, index);
-                let again = tape.keep == Keep::LayerInputs;
-                if again {
-                    // In memory that is used for every layer in turn.
-                    let input = std::mem::take(&mut layer.input);
-                    std::mem::swap(layer, &mut w.layer);
-                    w.next = std::mem::replace(&mut layer.input, input);
-                    let mut own = Own {
-                        segments: &tape.segments,
-                        heads: self.heads,
-                        stats: true,
-                    };
-                    let mut out = std::mem::take(&mut w.next);
-                    self.layer(
-                        index,
-                        layer,
-                        &mut out,
-                        &tape.angles,
-                        Some(&lora),
-                        &mut own,
-                        w,
-                    )?;
-                    w.next = out;
-                }
-                let mut pass = Backward {
-                    angles: &tape.angles,
-                    segments: &tape.segments,
-                    half: &mut w.half,
-                    normed: &mut w.normed,
-                    inner: &mut w.inner,
-                    back: &mut w.back,
-                };
-                self.layer_backward(
-                    index,
-                    layer,
-                    &mut d,
-                    &lora,
-                    &mut gradients[index],
-                    &mut pass,
-                )?;
-                if again {
-                    std::mem::swap(layer, &mut w.layer);
-                    std::mem::swap(&mut layer.input, &mut w.layer.input);
+                let sums = &mut gradients[index];
+                match layer {
+                    Kept::Whole(a) => self.layer_back(index, a, &mut d, &lora, sums, &tape, w)?,
+                    Kept::Input(input) => {
+                        // In memory that is used for every layer in turn.
+                        let mut a = std::mem::take(&mut w.layer);
+                        let mut out = std::mem::take(&mut w.next);
+                        std::mem::swap(&mut a.input, input);
+                        let mut own = Own {
+                            segments: &tape.segments,
+                            heads: self.heads,
+                            stats: true,
+                        };
+                        let angles = &tape.angles;
+                        let done = self
+                            .layer(index, &mut a, &mut out, angles, Some(&lora), &mut own, w)
+                            .and_then(|()| {
+                                self.layer_back(index, &a, &mut d, &lora, sums, &tape, w)
+                            });
+                        // The input is of no more use.
+                        *input = Vec::new();
+                        (w.layer, w.next) = (a, out);
+                        done?;
+                    }
                 }
             }
-            Ok::<_, ModelError>(())
-        });
-        self.give_back(layers);
-        done
+            Ok(())
+        })
+    }
+
+    fn layer_back(
+        &self,
+        index: usize,
+        a: &Activations,
+        d: &mut Vec<f32>,
+        lora: &LayerLora<'_>,
+        gradients: &mut LayerGradients,
+        tape: &HostTape,
+        w: &mut Workspace,
+    ) -> Result<()> {
+        let mut pass = Backward {
+            angles: &tape.angles,
+            segments: &tape.segments,
+            half: &mut w.half,
+            normed: &mut w.normed,
+            inner: &mut w.inner,
+            back: &mut w.back,
+        };
+        self.layer_backward(index, a, d, lora, gradients, &mut pass)
     }
 }
 
 impl HostTape {
     fn lora<'a>(&'a self, adapter: &'a Adapter, layer: usize) -> LayerLora<'a> {
         LayerLora::new(adapter, layer, self.dropout.map(|d| (d, &self.keys)))
-    }
-
-    /// Whether there can be a backward pass.
-    pub(crate) fn kept(&self) -> bool {
-        self.keep != Keep::Nothing && self.adapted
     }
 }

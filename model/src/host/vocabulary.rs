@@ -20,9 +20,6 @@ use crate::{
     packed_rows::Target,
 };
 
-/// Rows of logits that are held at a time: for vocabularies of some 50,000 tokens they stay in the
-/// processor's cache.
-const SLICE: usize = 64;
 /// Bytes of probabilities that a pass may keep; beyond, they are computed again.
 const KEPT_BYTES: usize = 256 << 20;
 
@@ -35,6 +32,16 @@ struct Row<'a> {
 }
 
 impl HostModel {
+    /// Rows of logits that are held at a time: for vocabularies of some 50,000
+    /// tokens they stay in the processor's cache.
+    pub(crate) const SLICE: usize = 64;
+
+    /// Bytes of the probabilities that a pass keeps; `None`: they are computed again.
+    pub(crate) fn probability_bytes(format: Format, targets: usize, vocab: usize) -> Option<usize> {
+        let bytes = targets * vocab * size_of::<bf16>();
+        (format == Format::Bf16 && bytes <= KEPT_BYTES).then_some(bytes)
+    }
+
     /// The log-prob of each target and the entropy at its row. The tape remembers what its backward
     /// pass needs of it.
     pub(crate) fn log_probs(
@@ -44,18 +51,17 @@ impl HostModel {
         dist: &Distribution,
     ) -> Result<Vec<TokenLogProb>> {
         let vocab = self.output().forward.columns();
-        let keep = tape.kept()
-            && self.format == Format::Bf16
-            && targets.len() * vocab * size_of::<bf16>() <= KEPT_BYTES;
+        let keep =
+            tape.kept && Self::probability_bytes(self.format, targets.len(), vocab).is_some();
         let mut found = Vec::with_capacity(targets.len());
         let kept = self.with_workspace(|w| {
             let _hot = team::stay_hot();
             let mut kept = keep.then(|| std::mem::take(&mut w.probabilities));
             if let Some(kept) = &mut kept {
-                kept.resize(targets.len() * vocab, bf16::ZERO);
+                sized(kept, targets.len() * vocab);
             }
             let mut rest = kept.as_deref_mut();
-            for slice in targets.chunks(SLICE) {
+            for slice in targets.chunks(Self::SLICE) {
                 gather(&tape.hidden, slice, &mut w.normed, self.hidden());
                 self.logits(&w.normed, &mut w.half, &mut w.logits);
                 let mut rows: Vec<Row<'_>> = w
@@ -90,7 +96,7 @@ impl HostModel {
             others,
             complements: found.iter().map(complement).collect(),
         });
-        if tape.kept() {
+        if tape.kept {
             tape.scored = Some(Scored {
                 targets: targets.to_vec(),
                 dist: *dist,
@@ -122,12 +128,12 @@ impl HostModel {
         let inverse_temperature = 1.0 / dist.scored().temperature;
         self.with_workspace(|w| {
             let _hot = team::stay_hot();
-            for (i, slice) in targets.chunks(SLICE).enumerate() {
-                let slopes = &slopes[i * SLICE..][..slice.len()];
+            for (i, slice) in targets.chunks(Self::SLICE).enumerate() {
+                let slopes = &slopes[i * Self::SLICE..][..slice.len()];
                 sized(&mut w.next, slice.len() * width);
                 if let Some(kept) = &kept {
-                    let others = &kept.others[i * SLICE * vocab..][..slice.len() * vocab];
-                    let complements = &kept.complements[i * SLICE..][..slice.len()];
+                    let others = &kept.others[i * Self::SLICE * vocab..][..slice.len() * vocab];
+                    let complements = &kept.complements[i * Self::SLICE..][..slice.len()];
                     product(Rows::Bf16(others), w_out, &mut w.next, Then::default());
                     let own: Vec<u32> = slice.iter().map(|t| t.token).collect();
                     self.output().gather(&own, &mut w.normed);

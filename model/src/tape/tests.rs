@@ -118,7 +118,7 @@ fn lora_gradients_equal_finite_differences_in_f64() {
         let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
         let parameters: Vec<Tensor> = single.parameters().iter().map(wide).collect();
         let options = ForwardOptions {
-            keep: Keep::Activations,
+            keep: Keep::ALL,
             dropout,
         };
         let fused = gradients(&load(Dtype::F32, true), &single, options);
@@ -150,20 +150,150 @@ fn lora_gradients_equal_finite_differences_in_f64() {
 }
 
 #[test]
-fn recomputed_layers_give_the_same_gradient_bits() {
-    let config = config("qwen3");
+fn recomputed_and_kept_layers_give_the_same_gradient_bits_in_any_mixture() {
+    let config = ModelConfig {
+        layers: 4,
+        ..config("qwen3")
+    };
     let weights = MapWeights::random(&config, 9).unwrap();
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    let adapter = adapter(&config);
+    let dropout = Some(Dropout { p: 0.2, seed: 8 });
+    for (fused, dtype) in [
+        (true, Dtype::F32),
+        (true, Dtype::Bf16),
+        (false, Dtype::F32),
+    ] {
         let options = LoadOptions {
+            fused,
             dtype,
             ..LoadOptions::new(Device::Cpu, true)
         };
         let decoder = Decoder::load(&config, &weights, &options).unwrap();
-        let adapter = adapter(&config);
-        let dropout = Some(Dropout { p: 0.2, seed: 8 });
         let run = |keep| gradients(&decoder, &adapter, ForwardOptions { keep, dropout });
-        assert_eq!(run(Keep::Activations), run(Keep::LayerInputs));
+        let all = run(Keep::ALL);
+        assert_eq!(all, run(Keep::INPUTS));
+        let (rows, targets, _) = rows();
+        let shape = PassShape::of(&rows, targets.len());
+        let memory = decoder.pass_memory(&shape, Some(adapter.config()));
+        // With 3 of 4 kept, computing the fourth again would take more than keeping it.
+        for kept in 1..3 {
+            let bytes = memory.activations(kept);
+            assert_eq!(memory.layers_kept(bytes), kept);
+            assert_eq!(all, run(Keep::Activations { bytes }), "{kept} kept");
+        }
     }
+}
+
+/// Rows of `groups` prompts of 5 tokens with 3 completions of `len`.
+fn groups(groups: u32, len: u32) -> (PackedRows, Vec<Target>) {
+    let mut rows = PackedRows::new();
+    let mut targets = Vec::new();
+    for group in 0..groups {
+        let prompt: Vec<u32> = (0..5).map(|i| (group + i) % 40).collect();
+        let completions: Vec<Vec<u32>> = (0..3)
+            .map(|c| (0..len).map(|i| (group + 7 * c + i) % 40).collect())
+            .collect();
+        let completions: Vec<&[u32]> = completions.iter().map(Vec::as_slice).collect();
+        targets.extend(
+            rows.push_group(u64::from(group) << 8, &prompt, &completions)
+                .concat(),
+        );
+    }
+    (rows, targets)
+}
+
+#[test]
+fn a_tape_holds_what_the_formula_says_and_the_pool_no_more_than_the_largest_pass() {
+    for model_type in ["llama", "qwen3"] {
+        let config = ModelConfig {
+            layers: 5,
+            ..config(model_type)
+        };
+        let weights = MapWeights::random(&config, 9).unwrap();
+        let decoder =
+            Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+        let Body::Host(model) = &decoder.body else {
+            panic!("a CPU computes with its own kernels");
+        };
+        let adapter = adapter(&config);
+        let mut largest = 0;
+        // All layers of small passes, few of large ones, and back.
+        for (n, len, kept) in [
+            (1, 6, 5),
+            (9, 9, 1),
+            (2, 4, 5),
+            (6, 9, 2),
+            (1, 6, 5),
+            (9, 9, 0),
+        ] {
+            let (rows, targets) = groups(n, len);
+            let shape = PassShape::of(&rows, targets.len());
+            let memory = decoder.pass_memory(&shape, Some(adapter.config()));
+            let bytes = memory.activations(kept);
+            let options = ForwardOptions {
+                keep: Keep::Activations { bytes },
+                dropout: None,
+            };
+            let mut tape = decoder.forward(&rows, Some(&adapter), &options).unwrap();
+            let TapeBody::Host(host) = &tape.body else {
+                panic!("a tape of the host's");
+            };
+            let own = kept * (memory.layer - memory.input);
+            largest = own.max(largest);
+            let held = host.layers.bytes();
+            let formula = own + 5 * memory.input;
+            // Buffers that a larger pass left may be in use.
+            assert!(
+                held >= formula,
+                "{model_type}, {kept} of {n}: {held} < {formula}"
+            );
+            let most = largest + 5 * memory.input;
+            let all = held + model.pool.bytes();
+            let slack = 9 * 32 * 64;
+            assert!(
+                all <= most + slack,
+                "{model_type}, {kept} of {n}: {all} > {most}"
+            );
+            decoder
+                .log_probs(&mut tape, &targets, &Distribution::FULL)
+                .unwrap();
+            let mut sums = decoder.gradients();
+            let slopes = vec![1.0; targets.len()];
+            decoder
+                .backward(tape, &slopes, &adapter, &mut sums)
+                .unwrap();
+            let pool = model.pool.bytes();
+            assert!(pool <= largest && pool >= own, "{own}, {pool}, {largest}");
+        }
+    }
+}
+
+#[test]
+fn a_pass_that_ends_early_gives_its_memory_back() {
+    let config = config("llama");
+    let weights = MapWeights::random(&config, 9).unwrap();
+    let decoder = Decoder::load(&config, &weights, &LoadOptions::new(Device::Cpu, true)).unwrap();
+    let Body::Host(model) = &decoder.body else {
+        panic!("a CPU computes with its own kernels");
+    };
+    let adapter = adapter(&config);
+    let (rows, targets, _) = rows();
+    let options = ForwardOptions {
+        keep: Keep::ALL,
+        dropout: None,
+    };
+    let pass = || decoder.forward(&rows, Some(&adapter), &options).unwrap();
+    drop(pass());
+    let pool = model.pool.bytes();
+    assert!(pool > 0);
+    let mut tape = pass();
+    assert_eq!(model.pool.bytes(), 0);
+    decoder
+        .log_probs(&mut tape, &targets, &Distribution::FULL)
+        .unwrap();
+    let refused = decoder.backward(tape, &[1.0], &adapter, &mut decoder.gradients());
+    assert!(refused.is_err());
+    assert_eq!(model.pool.bytes(), pool);
 }
 
 /// Random weights, rounded to bf16, whose output projection is `sharpness` times as large.
@@ -225,7 +355,7 @@ fn gradients_in_bf16_are_those_of_f64_also_where_the_policy_is_sure() {
         likeliest(&load(Dtype::F32, true), &mut targets, &rows);
         let run = |decoder: &Decoder| -> (Vec<f32>, Vec<f32>) {
             let options = ForwardOptions {
-                keep: Keep::Activations,
+                keep: Keep::ALL,
                 dropout: None,
             };
             let mut tape = decoder.forward(&rows, Some(&adapter), &options).unwrap();
