@@ -248,11 +248,9 @@ impl Roles {
 /// Gives an idle engine the adapter that it samples with from now on.
 pub(crate) fn load(engine: &mut Engine, version: PolicyVersion, bytes: Vec<u8>) -> Result<()> {
     let mut events = Vec::new();
-    let order = Order::Load {
-        version,
-        bytes,
-        epoch: 1,
-    };
+    let ready = engine.loader().load(version, &bytes);
+    let adapter = Box::new(ready.map_err(BenchError::Other)?);
+    let order = Order::Load { adapter, epoch: 1 };
     engine.submit(order, &mut events);
     engine.step(&mut events);
     match events.into_iter().next() {

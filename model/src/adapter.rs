@@ -1,21 +1,25 @@
 //! An adapter's weights: A and B of every layer, their packed forms, and PEFT's file.
 
 use std::{
-    collections::HashMap,
+    borrow::Cow,
+    collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
 };
 
 use candle_core::{DType, Device, Tensor};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{TensorView, View},
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     config::ModelConfig,
     dropout::mix,
     error::{ModelError, Result},
-    kernels::matmul::Packed,
+    kernels::{matmul::Packed, team},
     lora::{LoraConfig, LoraModule},
     tensors::with_slices,
 };
@@ -116,7 +120,8 @@ impl Adapter {
         })
     }
 
-    /// Reads PEFT's `adapter_model.safetensors`.
+    /// Reads PEFT's `adapter_model.safetensors`. On a CPU it is then ready to sample with: its pairs
+    /// are packed, all threads taking part.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape or type than F32, F16 or BF16, holds a number
@@ -129,7 +134,7 @@ impl Adapter {
     ) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes)
             .map_err(|error| ModelError::Adapter(format!("not a safetensors file: {error}")))?;
-        let adapter = Self::build(lora, model, |layer, module| {
+        let load = |layer: usize, module: LoraModule| {
             let (inner, outer) = module.widths(model);
             let load = |side: &str, shape: [usize; 2]| {
                 let name = peft_name(layer, module, side);
@@ -140,17 +145,47 @@ impl Adapter {
                 })?;
                 read_view(&name, &view, &shape, device)
             };
-            Ok((
+            let pair = LoraPair::new(
                 load("A", [lora.rank, inner])?,
                 load("B", [outer, lora.rank])?,
-            ))
-        })?;
-        let known = adapter.parameter_names();
-        if let Some(extra) = file
-            .names()
-            .into_iter()
-            .find(|n| !known.iter().any(|k| k == n))
-        {
+            );
+            if device.is_cpu() {
+                pair.packed()?;
+            }
+            Ok(pair)
+        };
+        lora.check()?;
+        let modules = LoraModule::ALL;
+        let mut pairs: Vec<Option<Result<LoraPair>>> = Vec::new();
+        pairs.resize_with(model.layers * modules.len(), || None);
+        let fill = |i: usize, pair: &mut [Option<Result<LoraPair>>]| {
+            let (layer, module) = (i / modules.len(), modules[i % modules.len()]);
+            if lora.target_modules.contains(&module) {
+                pair[0] = Some(load(layer, module));
+            }
+        };
+        if device.is_cpu() {
+            team::for_each_chunk(&mut pairs, 1, fill);
+        } else {
+            pairs
+                .chunks_mut(1)
+                .enumerate()
+                .for_each(|(i, p)| fill(i, p));
+        }
+        let mut layers = Vec::with_capacity(model.layers);
+        for found in pairs.chunks_exact_mut(modules.len()) {
+            let mut pairs = LayerPairs::default();
+            for (slot, found) in pairs.iter_mut().zip(found) {
+                *slot = found.take().transpose()?;
+            }
+            layers.push(pairs);
+        }
+        let adapter = Self {
+            config: Arc::new(lora.clone()),
+            layers: Arc::new(layers),
+        };
+        let known: HashSet<String> = adapter.parameter_names().into_iter().collect();
+        if let Some(extra) = file.names().into_iter().find(|name| !known.contains(*name)) {
             return Err(ModelError::Adapter(format!(
                 "tensor `{extra}` does not belong to an adapter of rank {} on {} modules",
                 lora.rank,
@@ -260,25 +295,46 @@ impl Adapter {
     /// # Errors
     /// When the weights cannot be brought from their device.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let mut tensors = Vec::new();
-        for (name, tensor) in self.parameter_names().into_iter().zip(self.parameters()) {
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            tensors.push((name, tensor.dims().to_vec(), bytes));
-        }
-        let views = tensors
-            .iter()
-            .map(|(name, shape, bytes)| {
-                Ok((
-                    name.as_str(),
-                    TensorView::new(Dtype::F32, shape.clone(), bytes)?,
-                ))
+        let names = self.parameter_names().into_iter();
+        let tensors = names
+            .zip(self.parameters())
+            .map(|(name, tensor)| {
+                let shape = tensor.dims().to_vec();
+                let values = tensor.flatten_all()?.to_vec1()?;
+                Ok((name, Floats { shape, values }))
             })
-            .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
+            .collect::<Result<Vec<_>>>()?;
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        views
-            .and_then(|views| safetensors::serialize(views, Some(metadata)))
+        safetensors::serialize(tensors, Some(metadata))
             .map_err(|error| ModelError::Adapter(format!("cannot be written: {error}")))
+    }
+}
+
+/// A tensor as its file is to hold it.
+struct Floats {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl View for Floats {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        for (place, value) in bytes.chunks_exact_mut(size_of::<f32>()).zip(&self.values) {
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(&self.values[..])
     }
 }
 
@@ -308,7 +364,9 @@ fn read_view(
     };
     let tensor =
         Tensor::from_raw_buffer(view.data(), dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
-    if with_slices(&[&tensor], |s| s[0].iter().any(|v| !v.is_finite()))? {
+    // Without a branch a value, so that many are looked at together.
+    let finite = |values: &[f32]| values.iter().fold(true, |all, v| all & v.is_finite());
+    if !with_slices(&[&tensor], |s| finite(s[0]))? {
         return Err(ModelError::Adapter(format!(
             "tensor `{name}` holds a number that is not finite"
         )));

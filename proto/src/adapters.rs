@@ -12,6 +12,7 @@ mod nccl;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, Stream, future::BoxFuture, stream};
+use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, transport::Channel};
 use tracing::debug;
@@ -259,6 +260,30 @@ impl GrpcTransport {
         self.send(version, stream::iter(rest), deadline).await
     }
 
+    /// As [`AdapterTransport::publish`], of bytes that need no copy. Whether they are what the
+    /// version's name says is found out where they arrive.
+    pub async fn publish_shared(
+        &self,
+        version: &PolicyVersion,
+        bytes: &Arc<[u8]>,
+    ) -> Result<(), TransportError> {
+        version.checked_digest()?;
+        let mut attempts = Attempts::new(self.backoff, version);
+        let mut held = 0;
+        loop {
+            match self.publish_once(version, bytes).await {
+                Ok(now) if now >= bytes.len() as u64 => return Ok(()),
+                Ok(now) => {
+                    held = now;
+                    let why = format!("the server holds {now} of {} bytes", bytes.len());
+                    attempts.after(version, held, why).await?;
+                }
+                Err(Broken::Final(error)) => return Err(error),
+                Err(Broken::Passing(why)) => attempts.after(version, held, why).await?,
+            }
+        }
+    }
+
     async fn send(
         &self,
         version: &PolicyVersion,
@@ -306,21 +331,7 @@ impl AdapterTransport for GrpcTransport {
             if found != digest {
                 return Err(wrong_content(version, &found));
             }
-            let shared: Arc<[u8]> = bytes.into();
-            let mut attempts = Attempts::new(self.backoff, version);
-            let mut held = 0;
-            loop {
-                match self.publish_once(version, &shared).await {
-                    Ok(now) if now >= shared.len() as u64 => return Ok(()),
-                    Ok(now) => {
-                        held = now;
-                        let why = format!("the server holds {now} of {} bytes", shared.len());
-                        attempts.after(version, held, why).await?;
-                    }
-                    Err(Broken::Final(error)) => return Err(error),
-                    Err(Broken::Passing(why)) => attempts.after(version, held, why).await?,
-                }
-            }
+            self.publish_shared(version, &bytes.into()).await
         }
         .boxed()
     }
@@ -376,6 +387,8 @@ pub(crate) struct Assembly {
     limit: u64,
     total: Option<u64>,
     bytes: Vec<u8>,
+    /// Of `bytes`; kept up with them, so that hashing goes on while the rest is on its way.
+    hash: Sha256,
 }
 
 impl Assembly {
@@ -386,6 +399,7 @@ impl Assembly {
             limit,
             total: None,
             bytes: Vec::new(),
+            hash: Sha256::new(),
         })
     }
 
@@ -438,12 +452,13 @@ impl Assembly {
         }
         self.total = Some(total);
         self.bytes.extend_from_slice(&chunk.data);
+        self.hash.update(&chunk.data);
         Ok(())
     }
 
     /// The bytes, if they are what the version's name says.
     pub(crate) fn finish(self) -> Result<Vec<u8>, TransportError> {
-        let found = sha256(&self.bytes);
+        let found = self.hash.finalize();
         if found[..] == self.version.digest[..] {
             Ok(self.bytes)
         } else {

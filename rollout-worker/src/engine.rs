@@ -10,15 +10,11 @@ use std::{
     time::Instant,
 };
 
-use tina_model::{
-    Adapter, Decoder, Distribution, KvCache, ModelError, PromptKv, Scratch, each_row,
-};
-use tina_proto::{
-    v1::{AdapterLoaded, Completion, PolicyVersion, SampleFailed},
-    version::{Digest, sha256},
-};
+use tina_model::{Decoder, KvCache, ModelError, PromptKv, Scratch, each_row};
+use tina_proto::v1::{AdapterLoaded, Completion, SampleFailed};
 
 use crate::{
+    adapter::{AdapterLoader, ReadyAdapter},
     check::RunPlan,
     queue::{GroupTask, Queue},
     seed::{PROMPT_KEY_BYTES, Uniforms},
@@ -48,10 +44,8 @@ pub enum Work {
     /// Sample with this adapter from now on; samples that were asked for over the present
     /// connection end under the old one first.
     Load {
-        /// Its name.
-        version: PolicyVersion,
-        /// The safetensors file.
-        bytes: Vec<u8>,
+        /// The adapter.
+        adapter: Box<ReadyAdapter>,
         /// The connection that asked for it.
         epoch: u64,
     },
@@ -69,7 +63,7 @@ pub enum Event {
     },
     /// Samples that can't be made, and why.
     Failed(SampleFailed),
-    /// An adapter is loaded, or could not be.
+    /// An adapter is sampled with from now on.
     Loaded(AdapterLoaded),
 }
 
@@ -82,12 +76,6 @@ pub struct Gauges {
     pub queued: AtomicU32,
     /// Tokens sampled since the start.
     pub tokens: AtomicU64,
-}
-
-/// The adapter that is sampled with.
-struct Held {
-    digest: Digest,
-    adapter: Adapter,
 }
 
 /// A group's prompt, computed once for all its completions.
@@ -108,8 +96,9 @@ pub struct Engine {
     /// What is under way, by slot.
     sequences: Vec<Option<Sequence>>,
     prompts: HashMap<u64, Prompt>,
-    held: Option<Held>,
-    next: Option<(PolicyVersion, Vec<u8>)>,
+    /// The adapter that is sampled with.
+    held: Option<Box<ReadyAdapter>>,
+    next: Option<Box<ReadyAdapter>>,
     /// Of a decoding step, `[n, vocab]`.
     logits: Vec<f32>,
     scratch: Scratch,
@@ -139,6 +128,11 @@ impl Engine {
             scratch: Scratch::default(),
             gauges: Arc::default(),
         })
+    }
+
+    /// Makes adapters ready for it.
+    pub fn loader(&self) -> AdapterLoader {
+        AdapterLoader::new(Arc::clone(&self.decoder), &self.plan)
     }
 
     /// Its load, kept up to date by [`Engine::step`].
@@ -171,14 +165,10 @@ impl Engine {
                 let freed = self.queue.cancel(group_id, &indices);
                 self.clear(&freed);
             }
-            Work::Load {
-                version,
-                bytes,
-                epoch,
-            } => {
+            Work::Load { adapter, epoch } => {
                 let freed = self.queue.drop_before(epoch);
                 self.clear(&freed);
-                self.next = Some((version, bytes));
+                self.next = Some(adapter);
             }
         }
         self.prompts
@@ -222,13 +212,13 @@ impl Engine {
         }
     }
 
-    /// Loads an adapter if one waits and nothing runs, fills free slots, and decodes one token for
+    /// Takes an adapter if one waits and nothing runs, fills free slots, and decodes one token for
     /// every slot in use.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         if self.queue.is_idle()
-            && let Some((version, bytes)) = self.next.take()
+            && let Some(adapter) = self.next.take()
         {
-            events.push(Event::Loaded(self.load(version, &bytes)));
+            events.push(Event::Loaded(self.take(adapter)));
         }
         let tokens = self.place(events) + self.decode(events);
         self.report_load(tokens);
@@ -244,48 +234,18 @@ impl Engine {
         self.gauges.tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
-    fn load(&mut self, version: PolicyVersion, bytes: &[u8]) -> AdapterLoaded {
+    fn take(&mut self, adapter: Box<ReadyAdapter>) -> AdapterLoaded {
         let start = Instant::now();
-        let (probe_logprobs, error) = match self.try_load(&version, bytes) {
-            Ok(logprobs) => (logprobs, String::new()),
-            Err(error) => (Vec::new(), error),
+        let mut loaded = AdapterLoaded {
+            version: Some(adapter.version.clone()),
+            probe_logprobs: adapter.probe_logprobs.clone(),
+            seconds: adapter.seconds,
+            ..AdapterLoaded::default()
         };
-        let seconds = start.elapsed().as_secs_f64();
-        AdapterLoaded {
-            version: Some(version),
-            probe_logprobs,
-            seconds,
-            error,
-        }
-    }
-
-    /// Returns the probe's log-probs under the adapter.
-    fn try_load(&mut self, version: &PolicyVersion, bytes: &[u8]) -> Result<Vec<f32>, String> {
-        let digest = version
-            .checked_digest()
-            .map_err(|error| error.to_string())?;
-        if sha256(bytes) != digest {
-            return Err(format!(
-                "adapter {}: the bytes have another SHA-256",
-                version.short()
-            ));
-        }
-        let decoder = &self.decoder;
-        let explain = |error: ModelError| format!("adapter {}: {error}", version.short());
-        let adapter =
-            Adapter::from_safetensors(bytes, &self.plan.lora, decoder.config(), decoder.device())
-                .map_err(explain)?;
-        let logprobs = decoder
-            .sequence_log_probs(&self.plan.probe, Some(&adapter), &Distribution::FULL)
-            .map_err(explain)?;
-        if let Some(bad) = logprobs.iter().find(|logprob| !logprob.is_finite()) {
-            return Err(format!(
-                "adapter {}: a log-prob of the probe is {bad}",
-                version.short()
-            ));
-        }
-        self.held = Some(Held { digest, adapter });
-        Ok(logprobs)
+        // The memory of the one before is given back here as well.
+        self.held = Some(adapter);
+        loaded.pause_seconds = start.elapsed().as_secs_f64();
+        loaded
     }
 
     /// Gives waiting samples free slots and samples their first tokens; returns how many.

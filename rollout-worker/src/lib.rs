@@ -9,10 +9,12 @@
 //! - [`check`]: what arrives, checked before memory is taken.
 //! - [`queue`]: which samples wait, which slot holds what.
 //! - [`sequence`]: one completion: tokens, log-probs, its end.
+//! - [`adapter`]: adapters made ready beside the engine.
 //! - [`engine`]: continuous batching over a `Decoder`; `thread` drives it.
 //! - `outbox`: completions that are not acknowledged yet.
 //! - `state`: what to do about each thing that happens; `service` is the shell around it.
 
+pub mod adapter;
 pub mod check;
 pub mod engine;
 mod outbox;

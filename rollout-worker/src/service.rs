@@ -32,6 +32,7 @@ use tonic::{Code, Status, transport::Channel};
 use tracing::{info, warn};
 
 use crate::{
+    adapter::{AdapterLoader, ReadyAdapter},
     check,
     engine::Engine,
     state::{Action, LoadedModel, State},
@@ -146,13 +147,13 @@ pub async fn run(
 }
 
 type ModelTask = JoinHandle<Result<(LoadedModel, Engine), WorkerError>>;
-type FetchTask = JoinHandle<(PolicyVersion, Result<Vec<u8>, String>)>;
+type FetchTask = JoinHandle<(PolicyVersion, Result<Box<ReadyAdapter>, String>)>;
 
 struct Worker {
     options: WorkerOptions,
     auth: AuthInterceptor,
     state: State,
-    engine: Option<EngineThread>,
+    engine: Option<(EngineThread, AdapterLoader)>,
     model_task: Option<ModelTask>,
     fetch_task: Option<FetchTask>,
     nccl: Nccl,
@@ -284,12 +285,12 @@ impl Worker {
                 }
                 Some(fetched) = OptionFuture::from(self.fetch_task.as_mut()) => {
                     self.fetch_task = None;
-                    let (version, bytes) = fetched.map_err(|error| {
+                    let (version, adapter) = fetched.map_err(|error| {
                         WorkerError::Engine(format!("fetching an adapter: {error}"))
                     })?;
-                    self.state.fetched(version, bytes)
+                    self.state.fetched(version, adapter)
                 }
-                Some(event) = OptionFuture::from(self.engine.as_mut().map(EngineThread::event)) => {
+                Some(event) = OptionFuture::from(self.engine.as_mut().map(|engine| engine.0.event())) => {
                     let event = event.ok_or_else(|| engine_gone("its thread ended"))?;
                     self.state.engine_event(event)
                 }
@@ -351,17 +352,11 @@ impl Worker {
                     }
                     None => Box::new(grpc),
                 };
-                self.fetch_task = Some(tokio::spawn(async move {
-                    let bytes = transport.fetch(&version).await;
-                    (version, bytes.map_err(|error| error.to_string()))
-                }));
+                let (_, loader) = self.engine()?;
+                self.fetch_task = Some(tokio::spawn(fetch(transport, loader.clone(), version)));
             }
             Action::Engine(work) => {
-                let engine = self
-                    .engine
-                    .as_ref()
-                    .ok_or_else(|| engine_gone("it never began"))?;
-                if !engine.send(work) {
+                if !self.engine()?.0.send(work) {
                     return Err(engine_gone("its thread ended"));
                 }
             }
@@ -376,6 +371,12 @@ impl Worker {
         Ok(None)
     }
 
+    fn engine(&self) -> Result<&(EngineThread, AdapterLoader), WorkerError> {
+        self.engine
+            .as_ref()
+            .ok_or_else(|| engine_gone("it never began"))
+    }
+
     fn model_loaded(
         &mut self,
         loaded: Result<Result<(LoadedModel, Engine), WorkerError>, tokio::task::JoinError>,
@@ -383,16 +384,17 @@ impl Worker {
         let (model, engine) =
             loaded.map_err(|error| engine_gone(&format!("loading the model: {error}")))??;
         info!(digest = model.digest, slots = model.slots, "model loaded");
+        let loader = engine.loader();
         let thread =
             EngineThread::start(engine).map_err(|error| engine_gone(&error.to_string()))?;
-        self.engine = Some(thread);
+        self.engine = Some((thread, loader));
         self.last_heartbeat = (Instant::now(), 0);
         Ok(self.state.model_loaded(model))
     }
 
     fn heartbeat(&mut self) {
         let mut heartbeat = WorkerHeartbeat::default();
-        if let Some(engine) = &self.engine {
+        if let Some((engine, _)) = &self.engine {
             let gauges = engine.gauges();
             let (then, before) = self.last_heartbeat;
             let now = Instant::now();
@@ -408,6 +410,28 @@ impl Worker {
         }
         self.state.heartbeat(heartbeat);
     }
+}
+
+/// Fetches an adapter and makes it ready, while the engine samples on under the old one.
+async fn fetch(
+    transport: Box<dyn AdapterTransport>,
+    loader: AdapterLoader,
+    version: PolicyVersion,
+) -> (PolicyVersion, Result<Box<ReadyAdapter>, String>) {
+    let started = Instant::now();
+    let bytes = match transport.fetch(&version).await {
+        Ok(bytes) => bytes,
+        Err(error) => return (version, Err(error.to_string())),
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    info!(version = %version.short(), bytes = bytes.len(), seconds, "adapter fetched");
+    let name = version.clone();
+    let ready = tokio::task::spawn_blocking(move || loader.load_verified(name, &bytes));
+    let ready = match ready.await {
+        Ok(ready) => ready.map(Box::new),
+        Err(error) => Err(format!("adapter {}: {error}", version.short())),
+    };
+    (version, ready)
 }
 
 fn engine_gone(why: &str) -> WorkerError {

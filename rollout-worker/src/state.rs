@@ -11,6 +11,7 @@ use tina_proto::v1::{
 use tracing::{info, warn};
 
 use crate::{
+    adapter::ReadyAdapter,
     check::{self, RunPlan},
     engine::{Event, Work},
     outbox::Outbox,
@@ -29,7 +30,7 @@ pub(crate) enum Action {
         /// What the config suggests.
         slots: u32,
     },
-    /// Fetch this adapter, then say so by [`State::fetched`].
+    /// Fetch this adapter and make it ready, then say so by [`State::fetched`].
     Fetch {
         /// Its name.
         version: PolicyVersion,
@@ -296,23 +297,20 @@ impl State {
         self.send(Message::AdapterLoaded(failed));
     }
 
-    /// The adapter's bytes are here, or not.
+    /// The adapter is here, ready for the engine, or not.
     pub(crate) fn fetched(
         &mut self,
         version: PolicyVersion,
-        bytes: Result<Vec<u8>, String>,
+        fetched: Result<Box<ReadyAdapter>, String>,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.loading.as_ref() != Some(&version) {
             return actions; // of a run that is over
         }
-        match bytes {
-            Ok(bytes) => {
-                actions.push(Action::Engine(Work::Load {
-                    version,
-                    bytes,
-                    epoch: self.epoch,
-                }));
+        match fetched {
+            Ok(adapter) => {
+                let epoch = self.epoch;
+                actions.push(Action::Engine(Work::Load { adapter, epoch }));
             }
             Err(error) => {
                 self.loading = None;
@@ -397,7 +395,8 @@ impl State {
                 self.loading = None;
                 if loaded.error.is_empty() {
                     let version = loaded.version.clone().unwrap_or_default();
-                    info!(version = %version.short(), seconds = loaded.seconds, "adapter loaded");
+                    let (seconds, pause_ms) = (loaded.seconds, loaded.pause_seconds * 1e3);
+                    info!(version = %version.short(), seconds, pause_ms, "adapter loaded");
                     self.held = Some(loaded.clone());
                 }
                 self.send(Message::AdapterLoaded(loaded));

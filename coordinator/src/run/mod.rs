@@ -230,9 +230,10 @@ pub(crate) async fn drive(
     } else {
         data.held_out(1).first().cloned()
     };
-    let probe = first
+    let mut probe = first
         .map(|prompt| prompt.tokens.clone())
         .unwrap_or_default();
+    probe.truncate(PROBE_TOKENS);
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -415,6 +416,10 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         probe_tolerance: PROBE_TOLERANCE,
     }
 }
+
+/// Tokens of the probe at most: every weight has its say on a few, and all of it is computed at every
+/// step by learner and workers.
+const PROBE_TOKENS: usize = 16;
 
 /// Largest difference of a log-prob between different arithmetic (bf16 on two kinds of GPU, or a
 /// GPU and a CPU) that is still the same adapter.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tina_proto::{
-    adapters::{AdapterTransport as _, GrpcTransport, TransportError},
+    adapters::{GrpcTransport, TransportError},
     client::{
         AuthInterceptor, ClientError, STREAM_OPEN_DEADLINE, connect, learning_client, reason,
     },
@@ -143,8 +143,12 @@ impl Session {
     }
 
     /// Hands the adapter over; returns when the coordinator holds all of it.
-    pub(super) async fn publish(&self, version: &PolicyVersion, bytes: &[u8]) -> Result<(), End> {
-        match self.transport.publish(version, bytes).await {
+    pub(super) async fn publish(
+        &self,
+        version: &PolicyVersion,
+        bytes: &Arc<[u8]>,
+    ) -> Result<(), End> {
+        match self.transport.publish_shared(version, bytes).await {
             Ok(()) => Ok(()),
             Err(error @ (TransportError::GaveUp { .. } | TransportError::BadChunk { .. })) => {
                 Err(End::Lost(error.to_string()))

@@ -1,7 +1,11 @@
 use tina_proto::v1::{Cancel, Completion, CompletionAck, VersionSpan, WorkerStop};
 
 use super::*;
-use crate::check::tests::{good_sample, plan};
+use crate::{
+    adapter::AdapterLoader,
+    check::tests::{good_sample, plan},
+    testing,
+};
 
 fn command(command: Command) -> WorkerCommand {
     WorkerCommand {
@@ -88,6 +92,13 @@ fn loaded(step: u64, content: &str) -> Event {
     })
 }
 
+/// Under this name; what is in it is of no interest here.
+fn fetched(version: PolicyVersion) -> Box<ReadyAdapter> {
+    let bytes = testing::adapter(0.0).1;
+    let loader = AdapterLoader::new(testing::decoder(), &testing::plan());
+    Box::new(loader.load_verified(version, &bytes).unwrap())
+}
+
 /// What it says, shortly.
 fn said(state: &mut State) -> Vec<String> {
     std::iter::from_fn(|| state.next_message()?.message)
@@ -123,8 +134,8 @@ fn done(actions: Vec<Action>) -> Vec<String> {
             format!("sample {}{indices:?} in {epoch}", task.group_id)
         }
         Action::Engine(Work::Cancel { group_id, .. }) => format!("cancel {group_id}"),
-        Action::Engine(Work::Load { version, epoch, .. }) => {
-            format!("load {} in {epoch}", version.step)
+        Action::Engine(Work::Load { adapter, epoch }) => {
+            format!("load {} in {epoch}", adapter.version().step)
         }
         Action::Stop(reason) => format!("stop {reason}"),
         Action::Fail(problem) => format!("fail {problem}"),
@@ -142,9 +153,8 @@ fn ready() -> State {
     assert_eq!(done(state.command(welcome("run"))), ["model run"]);
     assert!(done(state.model_loaded(model("run"))).is_empty());
     assert_eq!(done(state.command(load(0, "adapter"))), ["fetch 0"]);
-    let bytes = Ok(b"adapter".to_vec());
     assert_eq!(
-        done(state.fetched(version(0, "adapter"), bytes)),
+        done(state.fetched(version(0, "adapter"), Ok(fetched(version(0, "adapter"))))),
         ["load 0 in 1"]
     );
     assert!(done(state.engine_event(loaded(0, "adapter"))).is_empty());
@@ -192,7 +202,7 @@ fn samples_wait_for_the_adapter_that_was_announced_before_them() {
     state.heartbeat(WorkerHeartbeat::default());
     assert_eq!(said(&mut state), ["heartbeat 2"]);
     assert_eq!(
-        done(state.fetched(version(1, "next"), Ok(vec![]))),
+        done(state.fetched(version(1, "next"), Ok(fetched(version(1, "next"))))),
         ["load 1 in 1"]
     );
     assert_eq!(
