@@ -34,6 +34,7 @@ pub struct Decoder {
 
 /// By what a decoder computes.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub(crate) enum Body {
     Host(HostModel),
     Composed(ComposedModel),

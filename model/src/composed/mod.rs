@@ -179,6 +179,7 @@ impl ComposedModel {
     }
 
     /// A prompt's keys and values by layer, and the logits `[vocab]` of its last token.
+    #[expect(clippy::type_complexity, reason = "keys and values by layer; logits")]
     pub(crate) fn prefill(
         &self,
         prompt: &[u32],

@@ -112,7 +112,7 @@ pub(crate) fn sized<T: Copy + Default>(buffer: &mut Vec<T>, n: usize) {
 #[derive(Debug)]
 pub(crate) enum Kept {
     /// All of its activations.
-    Whole(Activations),
+    Whole(Box<Activations>),
     /// Its input, `[rows, hidden]`; the rest is computed again.
     Input(Vec<f32>),
 }
@@ -209,7 +209,7 @@ impl KeptLayers {
 impl Drop for KeptLayers {
     fn drop(&mut self) {
         let whole = |kept| match kept {
-            Kept::Whole(activations) => Some(activations),
+            Kept::Whole(activations) => Some(*activations),
             Kept::Input(_) => None,
         };
         self.pool.give_back(self.layers.drain(..).filter_map(whole));

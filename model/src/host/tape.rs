@@ -134,7 +134,7 @@ impl HostModel {
                 let angles = &tape.angles;
                 let done = self.layer(index, &mut a, &mut x, angles, lora.as_ref(), &mut own, w);
                 if whole {
-                    tape.layers.layers.push(Kept::Whole(a));
+                    tape.layers.layers.push(Kept::Whole(Box::new(a)));
                 } else {
                     if tape.kept {
                         let input = std::mem::take(&mut a.input);
