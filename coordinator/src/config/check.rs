@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use tina_model::{LoraModule, ModelSource};
 use tina_proto::auth::TOKEN_VARIABLE;
 
-use super::{Dtype, RunConfig, rewards, schema::Reader};
+use super::{RunConfig, rewards, schema::Reader};
 use crate::data::{Filter, PromptTemplate, Source};
 
 /// Sequences that a worker can decode at a time.

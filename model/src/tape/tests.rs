@@ -158,11 +158,7 @@ fn recomputed_and_kept_layers_give_the_same_gradient_bits_in_any_mixture() {
     let weights = MapWeights::random(&config, 9).unwrap();
     let adapter = adapter(&config);
     let dropout = Some(Dropout { p: 0.2, seed: 8 });
-    for (fused, dtype) in [
-        (true, Dtype::F32),
-        (true, Dtype::Bf16),
-        (false, Dtype::F32),
-    ] {
+    for (fused, dtype) in [(true, Dtype::F32), (true, Dtype::Bf16), (false, Dtype::F32)] {
         let options = LoadOptions {
             fused,
             dtype,
