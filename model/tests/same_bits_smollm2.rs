@@ -269,14 +269,9 @@ fn recorded_log_probs_are_those_of_every_other_way_to_the_last_bit() {
     let tokens: usize = recorded.values().map(|c| c.0.len()).sum();
 
     // Learning passes, packed as a learner packs them.
-    for (pass, keep) in [
-        Keep::Nothing,
-        Keep::LayerInputs,
-        Keep::Nothing,
-        Keep::Nothing,
-    ]
-    .into_iter()
-    .enumerate()
+    for (pass, keep) in [Keep::Nothing, Keep::INPUTS, Keep::Nothing, Keep::Nothing]
+        .into_iter()
+        .enumerate()
     {
         let of_pass = tokens_of(&recorded, |job| job.0 / 2 == pass);
         check(
@@ -287,7 +282,7 @@ fn recorded_log_probs_are_those_of_every_other_way_to_the_last_bit() {
     }
     // What keeps all its activations is short, for they are large; it mixes groups as well.
     let short = tokens_of(&recorded, |job| job.0 % 3 == 1 && policy.length(*job) < 70);
-    let kept = policy.learn(&short, Keep::Activations);
+    let kept = policy.learn(&short, Keep::ALL);
     check(&recorded, &kept, "a pass that keeps its activations");
 
     let alone = tokens_of(&recorded, |job| job.1 != 5);
