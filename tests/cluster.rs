@@ -55,13 +55,15 @@ fn a_cluster_learns_and_answers_meanwhile() {
     );
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["run_id"], status.run_id.as_str());
-    let last = up.wait_for_step(60);
+    up.wait_for_step(60);
+    // Late steps may have nothing left to learn.
+    let all = up.steps(1..=60);
     let compared = |step: &&StepRecord| {
         let metrics = step.learner.as_ref();
         metrics.is_some_and(|metrics| metrics.tokens_trained > 0)
     };
-    assert!(last.tail.iter().any(|step| compared(&step)));
-    for step in last.tail.iter().filter(compared) {
+    assert!(all.iter().any(|step| compared(&step)));
+    for step in all.iter().filter(compared) {
         let metrics = step.learner.as_ref().unwrap();
         assert_eq!(
             metrics.logprob_diff_max, 0.0,
@@ -187,7 +189,7 @@ fn numbers(mut report: Value) -> Value {
 
 #[test]
 fn an_evaluation_that_was_killed_goes_on_to_the_same_numbers() {
-    const PROBLEMS: usize = 60;
+    const PROBLEMS: usize = 400;
     let bench = Bench::new();
     bench
         .up("trained", &["--set", "run.steps=2"])
@@ -241,12 +243,12 @@ fn an_evaluation_that_was_killed_goes_on_to_the_same_numbers() {
             .any(|change| change["suite"] == "all")
     );
     let page = std::fs::read_to_string(bench.path("whole/report.md")).unwrap();
-    assert!(page.contains("| base | digits | 60 |"), "{page}");
+    assert!(page.contains("| base | digits | 400 |"), "{page}");
 
     let mut eval = bench.eval("trained", "killed", &how("4"));
     let all = (PROBLEMS + 4) * 4;
     eval.wait_for("a good part of the second adapter", |status| {
-        status.step == 1 && status.phase_done as usize > all / 4
+        status.step == 1 && status.phase_done as usize > all / 8
     });
     eval.kill_coordinator();
     let before = bench.decode_times("killed");
