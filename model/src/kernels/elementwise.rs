@@ -2,26 +2,15 @@
 
 use half::bf16;
 
-use super::{bf16::round, dispatch, team};
+use super::{bf16::round, dispatch, math, team};
 
 /// Floats that one task should touch at least: below that, threads cost more than they give.
 const TASK: usize = 16 * 1024;
 
-#[inline(always)]
-fn add_body(out: &mut [f32], x: &[f32]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out += x;
-    }
-}
-
-dispatch! {
-    fn add_chunk(out: &mut [f32], x: &[f32]) = add_body
-}
-
 /// out += x, element by element; equal lengths.
 pub fn add(out: &mut [f32], x: &[f32]) {
     team::for_each_chunk(out, TASK, |i, out| {
-        add_chunk(out, &x[i * TASK..][..out.len()])
+        math::add(&x[i * TASK..][..out.len()], out)
     });
 }
 

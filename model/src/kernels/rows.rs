@@ -76,28 +76,6 @@ pub fn rms_norm(
     });
 }
 
-/// x += add, and then [`rms_norm`] of x.
-pub fn add_rms_norm(
-    x: &mut [f32],
-    add: &[f32],
-    weight: &[f32],
-    eps: f32,
-    out: &mut [f32],
-    rounded: Option<&mut [bf16]>,
-) {
-    let width = weight.len();
-    let rows = rows_of(x.len(), width);
-    let (x, out, rounded) = (Shared::new(x), Shared::new(out), Rounded::new(rounded));
-    each_rows(rows, width, |first, rows| {
-        let (at, len) = (first * width, rows * width);
-        // SAFETY: tasks take disjoint rows.
-        let (x, out, rounded) =
-            unsafe { (x.part(at, len), out.part(at, len), rounded.part(at, len)) };
-        math::add(&add[at..at + len], x);
-        rms_norm_rows(x, weight, eps, out, rounded);
-    });
-}
-
 /// Rows in bf16 that are written where somebody asks for them.
 struct Rounded(Option<Shared<bf16>>);
 
@@ -271,17 +249,16 @@ pub fn rotate_in_place(
     });
 }
 
-/// As [`rotate_in_place`] of all columns, into out: x and out `[rows, heads * width]`.
-pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
-    out.copy_from_slice(x);
-    let rows = rows_of(cos.len(), width / 2);
-    let stride = rows_of(x.len(), rows);
-    rotate_in_place(out, stride, 0..stride, cos, sin, sign, width);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// [`rotate_in_place`] of all columns, into out.
+    fn rotate(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, out: &mut [f32]) {
+        out.copy_from_slice(x);
+        let stride = rows_of(x.len(), rows_of(cos.len(), width / 2));
+        rotate_in_place(out, stride, 0..stride, cos, sin, sign, width);
+    }
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin()).collect()
@@ -390,7 +367,7 @@ mod tests {
     #[test]
     fn rounded_rows_are_the_rows_rounded() {
         let (rows, width) = (37, 1000);
-        let (x, add, weight) = (
+        let (x, up, weight) = (
             wave(rows * width, 0.7),
             wave(rows * width, 0.2),
             wave(width, 0.3),
@@ -400,15 +377,9 @@ mod tests {
         let (mut out, mut rounded) = (vec![0.0; x.len()], vec![bf16::ZERO; x.len()]);
         rms_norm(&x, &weight, 1e-5, &mut out, Some(&mut rounded));
         assert_eq!(rounded, rounding(&out));
-        let (mut sum, mut again) = (x.clone(), vec![0.0; x.len()]);
-        add_rms_norm(&mut sum, &add, &weight, 1e-5, &mut out, Some(&mut rounded));
-        let want: Vec<f32> = x.iter().zip(&add).map(|(x, a)| x + a).collect();
-        assert_eq!(sum, want);
-        rms_norm(&want, &weight, 1e-5, &mut again, None);
-        assert_eq!(out, again);
-        assert_eq!(rounded, rounding(&out));
-        silu_mul(&x, &add, &mut out, Some(&mut rounded));
-        silu_mul(&x, &add, &mut again, None);
+        let mut again = vec![0.0; x.len()];
+        silu_mul(&x, &up, &mut out, Some(&mut rounded));
+        silu_mul(&x, &up, &mut again, None);
         assert_eq!(out, again);
         assert_eq!(rounded, rounding(&out));
     }

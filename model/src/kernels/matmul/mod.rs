@@ -97,8 +97,6 @@ pub enum Store {
     Set,
     /// out = s (x · W)
     Scaled(f32),
-    /// out += s (x · W)
-    AddScaled(f32),
 }
 
 /// How products of a format are computed on this machine, for two processes to compare: `f32`,
@@ -150,8 +148,7 @@ fn product_at(level: Level, x: Rows<'_>, w: &Frozen, out: &mut [f32], then: Then
     );
 }
 
-/// `out = x · W`, `out = s (x · W)` or `out += s (x · W)`: x `[rows, K]`, out `[rows, N]`, both
-/// row-major.
+/// `out = x · W` or `out = s (x · W)`: x `[rows, K]`, out `[rows, N]`, both row-major.
 ///
 /// # Panics
 /// When a slice's length is not that of the shapes: a fault of the caller's code.
@@ -161,16 +158,15 @@ pub fn matmul(x: &[f32], w: &Packed, out: &mut [f32], store: Store) {
 
 /// [`matmul`] at a level that the processor has.
 fn matmul_at(level: Level, x: &[f32], w: &Packed, out: &mut [f32], store: Store) {
-    let (scale, add) = match store {
-        Store::Set => (1.0, Add::Nothing),
-        Store::Scaled(s) => (s, Add::Nothing),
-        Store::AddScaled(s) => (s, Add::Out),
+    let scale = match store {
+        Store::Set => 1.0,
+        Store::Scaled(s) => s,
     };
     let finish = Finish {
         scale,
         bias: None,
         thin: None,
-        add,
+        add: Add::Nothing,
     };
     let w = (w.groups(), w.inner(), w.columns());
     multiply(level, Kind::F32, Rows::F32(x), w, out, finish);
