@@ -77,10 +77,10 @@ pub fn rms_norm(
 }
 
 /// Rows in bf16 that are written where somebody asks for them.
-struct Rounded(Option<Shared<bf16>>);
+struct Rounded<'a>(Option<Shared<'a, bf16>>);
 
-impl Rounded {
-    fn new(rows: Option<&mut [bf16]>) -> Self {
+impl<'a> Rounded<'a> {
+    fn new(rows: Option<&'a mut [bf16]>) -> Self {
         Self(rows.map(Shared::new))
     }
 

@@ -12,6 +12,7 @@ use std::{
     any::Any,
     cell::UnsafeCell,
     hint::spin_loop,
+    marker::PhantomData,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
@@ -73,30 +74,34 @@ impl Drop for Hot {
 }
 
 /// A slice that tasks write disjoint parts of.
-pub(crate) struct Shared<T> {
+pub(crate) struct Shared<'a, T> {
     start: *mut T,
     len: usize,
+    slice: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the parts are handed out as `&mut [T]` to one task each (the contract of `part`).
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<T> Shared<T> {
-    pub(crate) fn new(values: &mut [T]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(values: &'a mut [T]) -> Self {
         Self {
             start: values.as_mut_ptr(),
             len: values.len(),
+            slice: PhantomData,
         }
     }
 
     /// `len` elements from `from` on.
     ///
     /// # Safety
-    /// The slice that `self` was made of is still borrowed, and no other part that is alive overlaps
-    /// this one.
+    /// No other part that is alive overlaps this one.
     #[allow(clippy::mut_from_ref, reason = "disjoint by the caller's promise")]
     pub(crate) unsafe fn part(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(from + len <= self.len, "a part outside its slice");
+        assert!(
+            from <= self.len && len <= self.len - from,
+            "a part outside its slice"
+        );
         // SAFETY: inside the slice; the rest is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }

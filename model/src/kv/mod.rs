@@ -130,7 +130,7 @@ impl KvCache {
         layers: usize,
         slots: usize,
         max_tokens: usize,
-        fused: bool,
+        host: bool,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
@@ -139,7 +139,7 @@ impl KvCache {
                 "a cache of {slots} slots of {max_tokens} tokens"
             )));
         }
-        let store = if fused {
+        let store = if host {
             Store::Host(Pool::new(heads, layers, slots, max_tokens))
         } else {
             Store::Device(Rows::new(heads, layers, slots, max_tokens, dtype, device)?)

@@ -8,14 +8,17 @@
 //! (arXiv 2205.14135).
 
 use super::{
-    Heads, PAGE, Segment, Shared,
+    Heads, PAGE, Segment,
     lanes::{LANES, Lanes, by_level},
     pages::{Shape, transpose},
     pass::{Strip, strips},
     tile::{self, Factors, by_rows},
     with_scratch,
 };
-use crate::kernels::{Level, level, team};
+use crate::kernels::{
+    Level, level,
+    team::{self, Shared},
+};
 
 /// Rows (over positions and the query heads of a key head) of a block, at least.
 const ROWS: usize = 48;
@@ -38,14 +41,14 @@ struct Call<'a> {
     stats: &'a [f32],
     heads: Heads,
     shape: Shape,
-    d_k: Shared<'a>,
-    d_v: Shared<'a>,
+    d_k: Shared<'a, f32>,
+    d_v: Shared<'a, f32>,
 }
 
 /// Where the gradients of the queries go: that of a row's `h`-th query head of the key head at
 /// `base + row * stride + h * width`.
 struct Queries<'a> {
-    to: &'a Shared<'a>,
+    to: &'a Shared<'a, f32>,
     base: isize,
     stride: usize,
 }
@@ -192,7 +195,7 @@ pub(super) fn backward_at(
                         let (from, size) = (part(s, key_head).at(row), share * width);
                         let to = row * heads.query_row() + key_head * size;
                         // SAFETY: the strips are done; a row is one task's.
-                        let (from, to) = unsafe { (parts.slice(from, size), d_q.slice(to, size)) };
+                        let (from, to) = unsafe { (parts.part(from, size), d_q.part(to, size)) };
                         add(to, from, strip.first == 0);
                     }
                 }
@@ -356,7 +359,7 @@ fn strip_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
             unsafe { block_body::<V, M, P, C>(call.shape, &keys, &rows) };
             for (i, row) in block.enumerate() {
                 // SAFETY: the tasks of a call have different rows, or heads, or parts.
-                let to = unsafe { queries.to.slice(queries.at(row), share * width) };
+                let to = unsafe { queries.to.part(queries.at(row), share * width) };
                 for (h, to) in to.chunks_exact_mut(width).enumerate() {
                     let from = &mut d_q[(i * share + h) * padded..][..width];
                     for x in from.iter_mut() {
@@ -371,7 +374,7 @@ fn strip_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
         let at = (strip.keys.start + j) * heads.key_row() + key_head * width;
         for (d, from) in [(&call.d_k, &*d_k), (&call.d_v, &*d_v)] {
             // SAFETY: a strip's keys of one head are one task's.
-            let to = unsafe { d.slice(at, width) };
+            let to = unsafe { d.part(at, width) };
             to.copy_from_slice(&from[j * padded..j * padded + width]);
         }
     }

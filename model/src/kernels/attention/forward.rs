@@ -3,13 +3,16 @@
 use std::ops::Range;
 
 use super::{
-    CHUNK, Heads, PAGE, Pages, Shared,
+    CHUNK, Heads, PAGE, Pages,
     lanes::{LANES, Lanes, by_level},
     pages::Shape,
     tile::{self, Factors, by_rows},
     with_scratch,
 };
-use crate::kernels::{Level, level, team};
+use crate::kernels::{
+    Level, level,
+    team::{self, Shared},
+};
 
 /// Query rows at consecutive positions of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +45,10 @@ struct Call<'a> {
     pages: &'a Pages,
     layer: usize,
     spans: &'a [Span<'a>],
-    out: Shared<'a>,
-    stats: Option<Shared<'a>>,
+    out: Shared<'a, f32>,
+    stats: Option<Shared<'a, f32>>,
     /// Results of chunks, `part` floats each.
-    parts: Shared<'a>,
+    parts: Shared<'a, f32>,
 }
 
 /// Rows of a span for one key head.
@@ -242,7 +245,7 @@ fn tile_rows<V: Lanes, const R: usize, const P: usize, const C: usize>(
         if let Some((_, part)) = task.part {
             let size = padded + 2;
             // SAFETY: each part is one task's.
-            let part = unsafe { call.parts.slice((part * share + from + r) * size, size) };
+            let part = unsafe { call.parts.part((part * share + from + r) * size, size) };
             (part[0], part[1]) = (state.max[r], state.sum[r]);
             part[2..].copy_from_slice(values);
         } else {
@@ -432,13 +435,13 @@ fn finish<V: Lanes>(call: &Call<'_>, row: usize, head: usize, max: f32, sum: f32
     let inverse = 1.0 / sum;
     let at = row * call.heads.query_row() + head * width;
     // SAFETY: a row and head are one task's, or that of the one thread that joins parts.
-    let out = unsafe { call.out.slice(at, width) };
+    let out = unsafe { call.out.part(at, width) };
     for (o, v) in out.iter_mut().zip(values) {
         *o = v * inverse;
     }
     if let Some(stats) = &call.stats {
         // SAFETY: as above.
-        let stats = unsafe { stats.slice((row * call.heads.queries + head) * 2, 2) };
+        let stats = unsafe { stats.part((row * call.heads.queries + head) * 2, 2) };
         stats.copy_from_slice(&[max, inverse]);
     }
 }
@@ -457,13 +460,13 @@ fn join_body<V: Lanes, const M: usize, const P: usize, const C: usize>(
         let chunks = (span.first + task.rows.end).div_ceil(CHUNK);
         for r in 0..share {
             // SAFETY: the tasks are done; these parts don't overlap.
-            let state = unsafe { call.parts.slice((part * share + r) * size, size) };
+            let state = unsafe { call.parts.part((part * share + r) * size, size) };
             let ((head, values), mut of) = (state.split_at_mut(2), [0.0; 2]);
             of.copy_from_slice(head);
             for chunk in 1..chunks {
                 // SAFETY: as above; both have `padded` values.
                 unsafe {
-                    let add = call.parts.slice(((part + chunk) * share + r) * size, size);
+                    let add = call.parts.part(((part + chunk) * share + r) * size, size);
                     let add = (add[0], add[1], add[2..].as_ptr());
                     let (max, sum) = combine::<V>(of[0], of[1], values.as_mut_ptr(), add, padded);
                     of = [max, sum];

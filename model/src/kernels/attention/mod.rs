@@ -27,7 +27,7 @@ mod pass;
 mod tests;
 mod tile;
 
-use std::{cell::RefCell, marker::PhantomData};
+use std::cell::RefCell;
 
 use self::pages::Aligned;
 pub use self::{
@@ -92,37 +92,6 @@ impl Segment {
     /// Position of its first own row.
     fn first(&self) -> usize {
         self.prefix.map_or(0, |p| p.1)
-    }
-}
-
-/// A slice that tasks write disjoint parts of.
-struct Shared<'a> {
-    at: *mut f32,
-    len: usize,
-    slice: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: whoever calls `slice` promises that no two tasks have the same floats.
-unsafe impl Send for Shared<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
-        Self {
-            at: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
-    }
-
-    /// # Safety
-    /// Nobody else touches these floats as long as the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "the parts are disjoint")]
-    unsafe fn slice(&self, from: usize, len: usize) -> &mut [f32] {
-        assert!(from <= self.len && len <= self.len - from);
-        // SAFETY: inside the slice, and the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.at.add(from), len) }
     }
 }
 

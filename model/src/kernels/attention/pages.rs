@@ -15,7 +15,10 @@ use super::{
     Heads,
     lanes::{LANES, Lanes, by_level},
 };
-use crate::kernels::{level, team};
+use crate::kernels::{
+    level,
+    team::{self, Shared},
+};
 
 /// Positions that one page holds.
 pub const PAGE: usize = LANES;
@@ -238,13 +241,13 @@ impl Pages {
             .map(|p| (p.0 >> bits, self.offset(layer, p.0), p.1))
             .collect();
         let slabs: Vec<_> = (self.slabs.iter_mut())
-            .map(|s| super::Shared::new(s.as_mut_slice()))
+            .map(|s| Shared::new(s.as_mut_slice()))
             .collect();
         let (offsets, slabs) = (&offsets, &slabs);
         team::for_each(places.0.len(), |i| {
             let (slab, at, lane) = offsets[i];
             // SAFETY: `Places` holds no page twice, so nobody else has this one.
-            let page = unsafe { slabs[slab as usize].slice(at, shape.page()) };
+            let page = unsafe { slabs[slab as usize].part(at, shape.page()) };
             let range = i * row..(i + 1) * row;
             let run = Run {
                 k: &k[range.clone()],
@@ -261,10 +264,10 @@ impl Pages {
         let Some(slab) = self.slabs.first_mut() else {
             return;
         };
-        let slab = super::Shared::new(slab.as_mut_slice());
+        let slab = Shared::new(slab.as_mut_slice());
         team::for_each(n, |i| {
             // SAFETY: each page is one task's.
-            let page = unsafe { slab.slice(i * shape.page(), shape.page()) };
+            let page = unsafe { slab.part(i * shape.page(), shape.page()) };
             fill(page, shape, &runs(i));
         });
     }
