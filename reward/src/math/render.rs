@@ -196,6 +196,8 @@ fn symbol(f: &mut Formatter<'_>, name: &str) -> fmt::Result {
             Some(("bar", inner)) => write!(f, "\\overline{{{inner}")?,
             Some(("mathbb", inner)) => write!(f, "\\mathbb{{{}", inner.to_uppercase())?,
             _ if base.contains('{') => write!(f, "\\{base}")?,
+            // Not a space before a prime: the prime would be no part of the name.
+            _ if subscript.is_none() && unprimed.len() < name.len() => write!(f, "\\{base}")?,
             _ => write!(f, "\\{base} ")?,
         },
     }

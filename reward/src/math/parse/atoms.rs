@@ -45,7 +45,9 @@ impl Parser<'_> {
                 let mut letters = words.chars();
                 Ok(match (letters.next(), letters.next()) {
                     // One letter in text is that letter: `\text{(C)}` answers as `C` does.
-                    (Some(letter), None) => Expr::Symbol(letter.to_string()),
+                    (Some(letter), None) if letter.is_alphabetic() => {
+                        Expr::Symbol(letter.to_string())
+                    }
                     _ => Expr::Text(words),
                 })
             }

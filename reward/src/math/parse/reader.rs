@@ -314,7 +314,7 @@ impl Lexer<'_> {
                 Meaning::Degree => self.push(Kind::Degree),
                 Meaning::Where(all) => self.push(Kind::Where(all)),
                 Meaning::Mathematics => self.read_inner(&inner, fuel)?,
-                Meaning::Words(words) => self.push(Kind::Text(words)),
+                Meaning::Words(words) => self.words(words, fuel)?,
             }
         }
         self.at = behind;
@@ -327,12 +327,33 @@ impl Lexer<'_> {
             }) = self.tokens.last_mut()
             && let Kind::Text(name) = kind
             && name.chars().count() == 1
+            && name.chars().all(char::is_alphabetic)
         {
             *kind = Kind::Symbol {
                 name: std::mem::take(name),
                 capital: true,
             };
             self.scripts();
+        }
+        Ok(())
+    }
+
+    /// Words of a text. What is mathematics once brackets and the like are gone is so with them
+    /// (`\text{\(0}`), and so is a single sign that is so outside (`\text{π}`).
+    fn words(&mut self, words: String, fuel: &mut Fuel) -> Result<(), ParseError> {
+        let mut letters = words.chars();
+        let sign = match (letters.next(), letters.next()) {
+            (Some(sign), None) => commands::unicode(sign),
+            _ => None,
+        };
+        let means_more = || match words::meanings(&words).as_slice() {
+            [Meaning::Words(same)] => *same != words || commands::function(&words).is_some(),
+            _ => true,
+        };
+        match sign {
+            Some(latex) => self.read_in_place(latex, fuel)?,
+            None if means_more() => self.read_in_place(&words, fuel)?,
+            None => self.push(Kind::Text(words)),
         }
         Ok(())
     }

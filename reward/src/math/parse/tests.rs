@@ -122,6 +122,18 @@ fn roots_powers_and_factorials() {
 }
 
 #[test]
+fn texts_of_a_sign_or_of_less_than_words() {
+    check(&[
+        ("\\text{π}", "\\pi"),
+        ("\\text{π\\(", "\\pi"),
+        ("\\text{\\(0", "0"),
+        ("\\text{^", "\\text{^}"),
+        ("\\text{(C)}", "c"),
+        ("\\alpha'", "\\alpha'"),
+    ]);
+}
+
+#[test]
 fn functions_with_and_without_brackets() {
     check(&[
         ("\\sin 30^\\circ", "\\sin(30 \\cdot \\frac{\\pi}{180})"),
