@@ -41,9 +41,7 @@ pub fn step_record(
     };
     let reward_mean = mean(judged());
     let variance = mean(judged().map(|reward| (reward - reward_mean).powi(2)));
-    let tokens: u64 = all()
-        .map(|scored| scored.completion.tokens.len() as u64)
-        .sum();
+    let tokens = done.tokens;
     let timings = &done.timings;
     v1::StepRecord {
         step: done.version.step,
@@ -58,7 +56,7 @@ pub fn step_record(
         seconds_score: timings.score.as_secs_f64(),
         seconds_learn: timings.learn.as_secs_f64(),
         seconds_sync: timings.sync.as_secs_f64(),
-        seconds_total: timings.total().as_secs_f64(),
+        seconds_total: timings.total.as_secs_f64(),
         tokens_per_second: if timings.sample.is_zero() {
             0.0
         } else {
@@ -70,6 +68,8 @@ pub fn step_record(
         seconds_coordinator: since(|counters| counters.coordinator),
         seconds_learner_wait: since(|counters| counters.learner_wait),
         seconds_rollout_wait: since(|counters| counters.rollout_wait),
+        groups_resampled: done.resampled,
+        groups_outdated: done.outdated,
     }
 }
 
@@ -302,6 +302,9 @@ mod tests {
                 vec![scored(1.0, true, 4, stop), scored(0.0, true, 6, stop)],
                 vec![scored(1.0, true, 5, cut), scored(9.0, false, 5, stop)],
             ],
+            tokens: 20,
+            resampled: 0,
+            outdated: 0,
         };
         let before = Counters {
             coordinator: Duration::from_secs(7),

@@ -235,6 +235,7 @@ pub(crate) mod tests {
                 ..SamplingParams::default()
             }),
             version: Some(PolicyVersion::of_bytes(0, b"adapter")),
+            exact: false,
         }
     }
 

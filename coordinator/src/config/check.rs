@@ -6,7 +6,10 @@ use tina_model::{LoraModule, ModelSource};
 use tina_proto::auth::TOKEN_VARIABLE;
 
 use super::{RunConfig, rewards, schema::Reader};
-use crate::data::{Filter, PromptTemplate, Source};
+use crate::{
+    data::{Filter, PromptTemplate, Source},
+    scheduler::types::RoundId,
+};
 
 /// Sequences that a worker can decode at a time.
 const MAX_SLOTS: u32 = 4096;
@@ -16,6 +19,8 @@ const MAX_TOKENS: u32 = 1 << 20;
 const MAX_PROMPTS: u32 = 1 << 20;
 /// Completions of one step.
 const MAX_COMPLETIONS: u64 = 1 << 24;
+/// Steps that may be sampled ahead: all of their completions are held in memory.
+const MAX_STALENESS: u64 = 64;
 /// Stop tokens, and stop strings.
 pub(crate) const MAX_STOPS: usize = 64;
 /// Bytes of a stop string.
@@ -133,6 +138,20 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         not_negative,
     );
     check("algorithm.kl_beta", algorithm.kl_beta >= 0.0, not_negative);
+    check(
+        "algorithm.max_staleness",
+        algorithm.max_staleness <= MAX_STALENESS,
+        &format!("must be {MAX_STALENESS} at most"),
+    );
+    check(
+        "algorithm.max_resamples",
+        u64::from(algorithm.prompts_per_step) * (u64::from(algorithm.max_resamples) + 1)
+            < u64::from(RoundId::GROUPS),
+        &format!(
+            "plus 1, times algorithm.prompts_per_step, must be less than {}",
+            RoundId::GROUPS
+        ),
+    );
     check(
         "algorithm.iterations",
         algorithm.iterations >= 1,
@@ -276,6 +295,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
     check(
         "cluster.start_timeout_s",
         config.cluster.start_timeout_s > 0.0,
+        positive,
+    );
+    check(
+        "cluster.stall_timeout_s",
+        config.cluster.stall_timeout_s > 0.0,
         positive,
     );
     check(

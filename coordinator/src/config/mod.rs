@@ -302,6 +302,11 @@ impl RunConfig {
         read_token(self.cluster.token_file.as_deref().map(Path::new))
     }
 
+    /// Whether workers end what they sample before they take a new adapter.
+    pub fn drains(&self) -> bool {
+        true
+    }
+
     /// The run's folder.
     pub fn run_dir(&self) -> PathBuf {
         Path::new(&self.run.dir).join(&self.run.name)

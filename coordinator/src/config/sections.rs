@@ -427,6 +427,15 @@ section! {
         kl_beta: f64 = 0.0;
         /// Optimiser updates on one batch.
         iterations: u32 = 1;
+        /// Policy versions that may lie between sampling a token and training on it. 0: lock step,
+        /// and the run can be repeated byte for byte; n: workers sample up to n steps ahead while the
+        /// learner trains (docs/algorithms.md says what corrects for it).
+        #[unit = "steps"]
+        max_staleness: u64 = 0;
+        /// A group whose completions are all rewarded alike teaches nothing: it gives way to another
+        /// prompt's, up to so many times (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2).
+        /// Rewards that are given to a group as a whole don't count here. 0: never.
+        max_resamples: u32 = 0;
         /// Completions cut off by the token limit take no part in the loss.
         mask_truncated: bool = false;
     }
@@ -573,6 +582,10 @@ section! {
         /// stands still for so long because there is none.
         #[unit = "s"]
         start_timeout_s: f64 = 1800.0;
+        /// Samples of a worker that gets on with none of them for so long are given to idle workers as
+        /// well; the first result counts.
+        #[unit = "s"]
+        stall_timeout_s: f64 = 20.0;
         /// A worker or learner that lives but gets on with none of its work for so long is told to
         /// end. More than the longest single pass over a completion takes.
         #[unit = "s"]

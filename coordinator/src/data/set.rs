@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use rand::{SeedableRng as _, seq::SliceRandom as _};
+use rand::{
+    RngExt as _, SeedableRng as _,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
@@ -207,6 +210,23 @@ impl DataSet {
                 self.train[pool][order.1[(nth % size) as usize]].clone()
             })
             .collect()
+    }
+
+    /// The prompt of a group that takes the place of one without spread: drawn from all training
+    /// prompts, the sources in their shares, by the seed, the step and the group's number in it. It
+    /// is no part of the order in which training goes through the problems.
+    pub fn replacement(&self, step: u64, number: u32) -> Option<Arc<Prompt>> {
+        let mut hash = Sha256::new();
+        hash.update(b"tina data replacement ");
+        hash.update(self.seed.to_le_bytes());
+        hash.update(step.to_le_bytes());
+        hash.update(number.to_le_bytes());
+        let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+        let pool = match &self.mixture {
+            Some(mixture) => mixture.draw(rng.random_range(0..u64::from(u32::MAX))).0,
+            None => 0,
+        };
+        self.train.get(pool)?.choose(&mut rng).cloned()
     }
 
     /// The order in which a list is gone through for the nth time.

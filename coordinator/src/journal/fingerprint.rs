@@ -9,7 +9,7 @@ const FREE_SECTIONS: [&str; 3] = ["rollout", "cluster", "cost"];
 
 /// Keys that may change between two starts of one run. `run.steps` may too: where the schedule
 /// follows from it, `learner.schedule_steps` tells.
-const FREE_KEYS: [(&str, &str); 9] = [
+const FREE_KEYS: [(&str, &str); 10] = [
     ("run", "name"),
     ("run", "dir"),
     ("run", "steps"),
@@ -19,6 +19,8 @@ const FREE_KEYS: [(&str, &str); 9] = [
     ("learner", "micro_batch_tokens"),
     ("learner", "memory_mb"),
     ("learner", "checkpoint_every"),
+    // What was sampled ahead and is too old for a lower one is sampled again.
+    ("algorithm", "max_staleness"),
 ];
 
 /// The config's keys that must stay, as TOML.

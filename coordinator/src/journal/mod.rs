@@ -6,10 +6,11 @@
 //! power cut may cost the last transactions, but never the database.
 //!
 //! - [`Journal`]: the handle. [`Reader`]: for those who only look. `store`: statements.
-//!   `verdicts`: rewards as text. `fingerprint`: whose journal it is.
+//!   `verdicts`: rewards as text. `spans`: versions as bytes. `fingerprint`: whose journal it is.
 
 mod fingerprint;
 mod reader;
+mod spans;
 mod store;
 mod verdicts;
 
@@ -28,7 +29,7 @@ pub use self::reader::{Answer, EvalPrompt, Reader};
 use self::store::Store;
 use crate::{
     config::RunConfig,
-    scheduler::types::{Restored, RoundId, SampleId, Scored, Version},
+    scheduler::types::{Restored, RoundId, Scored, Version},
 };
 
 /// Writes of one transaction at most.
@@ -93,7 +94,7 @@ pub enum JournalError {
 }
 
 /// Written into every journal; another number is refused.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// A prompt as the journal keeps it.
 #[derive(Clone, Debug)]
@@ -167,7 +168,7 @@ pub enum Write {
 #[derive(Debug)]
 pub enum Note {
     /// These completions are durable; the time the transaction took.
-    Recorded(Vec<(SampleId, Version)>, Duration),
+    Recorded(Vec<Arc<Scored>>, Duration),
     /// Writing failed: the run can't go on.
     Failed(JournalError),
 }
@@ -376,7 +377,7 @@ fn serve(mut store: Store, waiting: &mpsc::Receiver<Job>, note: &dyn Fn(Note)) {
             let recorded = writes
                 .iter()
                 .filter_map(|write| match write {
-                    Write::Completion(scored) => Some((scored.id(), scored.version()?)),
+                    Write::Completion(scored) => Some(scored.clone()),
                     _ => None,
                 })
                 .collect();
@@ -415,6 +416,8 @@ fn metrics(record: &v1::StepRecord) -> BTreeMap<String, f64> {
         ("seconds_coordinator", record.seconds_coordinator),
         ("seconds_learner_wait", record.seconds_learner_wait),
         ("seconds_rollout_wait", record.seconds_rollout_wait),
+        ("groups_resampled", f64::from(record.groups_resampled)),
+        ("groups_outdated", f64::from(record.groups_outdated)),
         ("cost_usd", record.cost_usd),
         ("loss", learner.loss),
         ("kl", learner.kl),

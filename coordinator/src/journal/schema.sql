@@ -19,8 +19,8 @@ CREATE TABLE completions (
     group_id INTEGER NOT NULL,
     sample_index INTEGER NOT NULL,
     worker TEXT NOT NULL,
-    version_step INTEGER NOT NULL,
-    version_digest BLOB NOT NULL,
+    -- Which policy versions sampled it: [first token u32, step u64, digest 32 bytes] a span.
+    versions BLOB NOT NULL,
     tokens BLOB NOT NULL,
     logprobs BLOB NOT NULL,
     finish_reason INTEGER NOT NULL,

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_param
 use serde_json::{Map, Value, json};
 use tina_proto::v1;
 
-use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics, verdicts};
+use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics, spans, verdicts};
 use crate::scheduler::types::{Purpose, Restored, RoundId, Scored, Version};
 
 /// Steps that a resumed run shows.
@@ -436,21 +436,19 @@ fn set_counters(db: &Transaction<'_>, counters: &Counters) -> rusqlite::Result<(
 
 fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<()> {
     let completion = &scored.completion;
-    let version = scored.version();
     db.prepare_cached(
-        "INSERT OR REPLACE INTO completions (group_id, sample_index, worker, version_step,
-             version_digest, tokens, logprobs, finish_reason, decode_seconds, text, reward, judged,
+        "INSERT OR REPLACE INTO completions (group_id, sample_index, worker, versions,
+             tokens, logprobs, finish_reason, decode_seconds, text, reward, judged,
              correct, rewards)
-         VALUES (:group_id, :sample_index, :worker, :version_step, :version_digest, :tokens,
-             :logprobs, :finish_reason, :decode_seconds, :text, :reward, :judged, :correct,
+         VALUES (:group_id, :sample_index, :worker, :versions, :tokens, :logprobs,
+             :finish_reason, :decode_seconds, :text, :reward, :judged, :correct,
              :rewards)",
     )?
     .execute(named_params! {
         ":group_id": completion.group_id as i64,
         ":sample_index": completion.sample_index,
         ":worker": &*scored.worker,
-        ":version_step": version.map_or(0, |version| version.step as i64),
-        ":version_digest": version.map(|version| version.digest.to_vec()).unwrap_or_default(),
+        ":versions": spans::to_bytes(&completion.versions),
         ":tokens": le_bytes(&completion.tokens, |token| token.to_le_bytes()),
         ":logprobs": le_bytes(&completion.logprobs, |logprob| logprob.to_le_bytes()),
         ":finish_reason": completion.finish_reason,
@@ -465,10 +463,7 @@ fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<
 }
 
 fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
-    let version = v1::PolicyVersion {
-        step: row.get::<_, i64>("version_step")? as u64,
-        digest: row.get("version_digest")?,
-    };
+    let versions: Vec<u8> = row.get("versions")?;
     let tokens: Vec<u8> = row.get("tokens")?;
     let logprobs: Vec<u8> = row.get("logprobs")?;
     let rewards: String = row.get("rewards")?;
@@ -480,10 +475,7 @@ fn scored(row: &Row<'_>) -> rusqlite::Result<Scored> {
             tokens: from_le_bytes(&tokens, u32::from_le_bytes),
             logprobs: from_le_bytes(&logprobs, f32::from_le_bytes),
             finish_reason: row.get("finish_reason")?,
-            versions: vec![v1::VersionSpan {
-                start: 0,
-                version: Some(version),
-            }],
+            versions: spans::from_bytes(&versions),
             decode_seconds: row.get("decode_seconds")?,
         },
         worker: worker.into(),

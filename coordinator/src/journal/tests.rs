@@ -142,7 +142,7 @@ async fn nobody_is_told_of_a_completion_before_another_connection_can_read_it() 
     let (journal, _) = Journal::open(&path, &fingerprint(&config(&[])), "problems", "r", move |note| {
         if let Note::Recorded(samples, _) = note {
             let db = rusqlite::Connection::open(&reader).unwrap();
-            for (sample, _) in samples {
+            for sample in samples.iter().map(|scored| scored.id()) {
                 let found: i64 = db
                     .query_row(
                         "SELECT count(*) FROM completions WHERE group_id = ?1 AND sample_index = ?2",

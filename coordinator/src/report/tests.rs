@@ -131,6 +131,8 @@ fn step(step: u64, format: f64, length: f64) -> Write {
             seconds_coordinator: 0.01,
             seconds_learner_wait: 6.0,
             seconds_rollout_wait: 3.0,
+            groups_resampled: 0,
+            groups_outdated: 0,
         }),
         counters: counters(10 * step),
     }

@@ -283,6 +283,12 @@ pub(crate) async fn drive(
     let launch = launch && config.cluster.launch;
     let plan = Plan {
         given: given.iter().map(|adapter| adapter.version).collect(),
+        // Without a learner there is nothing to be ahead of.
+        max_staleness: if given.is_empty() {
+            config.algorithm.max_staleness
+        } else {
+            0
+        },
         ..plan(&config, launch)
     };
     let scheduler = Scheduler::new(plan, resumed.restored);
@@ -400,7 +406,10 @@ fn plan(config: &RunConfig, launch: bool) -> Plan {
         eval_before: config.eval.before,
         eval_after: config.eval.after,
         eval_every: config.eval.every,
-        max_staleness: 0,
+        max_staleness: config.algorithm.max_staleness,
+        drain: config.drains(),
+        max_resamples: config.algorithm.max_resamples,
+        stall_timeout: seconds(cluster.stall_timeout_s),
         worker_timeout: seconds(cluster.worker_timeout_s),
         // A learner's beats come from beside its heaviest work.
         learner_timeout: seconds(2.0 * cluster.worker_timeout_s),

@@ -99,8 +99,9 @@ impl Shell {
                 group,
                 indices,
                 version,
+                exact,
             } => {
-                follow.extend(self.send_sample(session, group, indices, version));
+                follow.extend(self.send_sample(session, group, indices, version, exact));
             }
             Command::Cancel {
                 session,
@@ -149,19 +150,15 @@ impl Shell {
                 let welcome = learner_command::Command::Welcome(welcome);
                 follow.extend(self.tell_learner(session, [welcome]));
             }
-            Command::Score { worker, completion } => {
-                let (round, index) = RoundId::of_group(completion.group_id);
-                self.unscored.push((worker, completion, round, index));
-            }
+            Command::Score { worker, completion } => self.unscored.push((worker, completion)),
             Command::Record(scored) => self.parts.journal.write(Write::Completion(scored)),
             Command::SendBatch {
                 session,
                 version,
                 groups,
             } => {
-                let round = RoundId::train(version.step + 1);
                 let groups = self.finish(groups);
-                follow.extend(self.send_batch(session, version, round, &groups));
+                follow.extend(self.send_batch(session, version, &groups));
             }
             Command::ReplayBatch { session, version } => {
                 let (journal, notes) = (self.parts.journal.clone(), self.parts.notes.clone());
@@ -175,7 +172,7 @@ impl Shell {
             }
             Command::RecordStep(mut done) => {
                 done.groups = self.finish(std::mem::take(&mut done.groups));
-                self.count_sampled(done.groups.iter().flatten());
+                self.tokens_sampled += done.tokens;
                 self.tokens_trained += done.metrics.tokens_trained;
                 let counters = self.counters();
                 let before = std::mem::replace(&mut self.at_last_step, counters);
@@ -187,7 +184,7 @@ impl Shell {
             }
             Command::RecordEval(mut done) => {
                 done.groups = self.finish(std::mem::take(&mut done.groups));
-                self.count_sampled(done.groups.iter().flatten());
+                self.tokens_sampled += done.tokens;
                 let reward = self.parts.config.eval.reward.as_deref().unwrap_or_default();
                 let (mut record, counters) = (eval_record(&done, reward), self.counters());
                 if !self.parts.given.is_empty() {
@@ -242,25 +239,18 @@ impl Shell {
         self.tell(RunEvent::Note(text));
     }
 
-    /// Of a round that is recorded: those of another are counted again when the run is resumed.
-    fn count_sampled<'a>(&mut self, completions: impl IntoIterator<Item = &'a Arc<Scored>>) {
-        let tokens = |scored: &Arc<Scored>| scored.completion.tokens.len() as u64;
-        self.tokens_sampled += completions.into_iter().map(tokens).sum::<u64>();
-    }
-
     pub(super) fn tell(&self, event: RunEvent) {
         let _ = self.parts.events.send(event); // nobody has to listen
     }
 
-    /// A round's prompts; the first time they are journaled.
-    pub(super) fn prompts(&mut self, round: RoundId) -> Arc<[Arc<Prompt>]> {
-        let (prompts, fresh) = self.parts.prompts.of(round);
-        if fresh {
-            self.parts
-                .journal
-                .write(Write::Prompts(prompts::rows(round, &prompts)));
+    /// A group's prompt; where it is the first of its round that is asked for, all of the round's are
+    /// journaled.
+    pub(super) fn prompt(&mut self, group: u64) -> Option<Arc<Prompt>> {
+        let (prompt, fresh) = self.parts.prompts.of(group);
+        if !fresh.is_empty() {
+            self.parts.journal.write(Write::Prompts(fresh));
         }
-        prompts
+        prompt
     }
 
     pub(super) fn send_sample(
@@ -269,10 +259,10 @@ impl Shell {
         group: u64,
         indices: Vec<u32>,
         version: Version,
+        exact: bool,
     ) -> Option<Event> {
         let (round, index) = RoundId::of_group(group);
-        let prompts = self.prompts(round);
-        let Some(prompt) = prompts.get(index as usize) else {
+        let Some(prompt) = self.prompt(group) else {
             self.fail(format!("{round:?} has no prompt {index}"));
             return None;
         };
@@ -280,9 +270,10 @@ impl Shell {
             group_id: group,
             prompt_tokens: prompt.tokens.clone(),
             sample_indices: indices,
-            prompt_key: prompts::key(group, prompt),
+            prompt_key: prompts::key(group, &prompt),
             params: Some(self.parts.prompts.params(round).clone()),
             version: Some(version.to_wire()),
+            exact,
         };
         self.command(session, worker_command::Command::Sample(sample))
     }
@@ -291,32 +282,34 @@ impl Shell {
         &mut self,
         session: Session,
         version: Version,
-        round: RoundId,
         groups: &[Vec<Arc<Scored>>],
     ) -> Option<Event> {
-        let prompts = self.prompts(round);
         let step = version.step + 1;
+        let round = RoundId::train(step);
         let begin = v1::BeginStep {
             version: Some(version.to_wire()),
             groups: groups.len() as u32,
         };
         let params = self.parts.prompts.params(round).clone();
-        let group = |(prompt, group): (&Arc<Prompt>, &Vec<Arc<Scored>>)| {
+        let group = |group: &Vec<Arc<Scored>>| {
+            let group_id = group.first().map_or(0, |scored| scored.completion.group_id);
+            let prompt = self.prompt(group_id);
             let completion = |scored: &Arc<Scored>| v1::TrainingCompletion {
                 completion: Some(scored.completion.clone()),
                 reward: scored.reward,
                 judged: scored.judged,
             };
             learner_command::Command::Group(v1::TrainingGroup {
-                group_id: group.first().map_or(0, |scored| scored.completion.group_id),
-                prompt_tokens: prompt.tokens.clone(),
+                group_id,
+                prompt_tokens: prompt.map_or_else(Vec::new, |prompt| prompt.tokens.clone()),
                 completions: group.iter().map(completion).collect(),
                 params: Some(params.clone()),
             })
         };
-        let commands = std::iter::once(learner_command::Command::BeginStep(begin))
-            .chain(prompts.iter().zip(groups).map(group))
-            .chain([learner_command::Command::EndStep(v1::EndStep { step })]);
+        let commands: Vec<_> = std::iter::once(learner_command::Command::BeginStep(begin))
+            .chain(groups.iter().map(group))
+            .chain([learner_command::Command::EndStep(v1::EndStep { step })])
+            .collect();
         self.tell_learner(session, commands)
     }
 
@@ -328,8 +321,8 @@ impl Shell {
         let waiting = std::mem::take(&mut self.unscored);
         let waiting: Vec<Unscored> = waiting
             .into_iter()
-            .map(|(worker, completion, round, index)| {
-                let prompt = self.prompts(round).get(index as usize).cloned();
+            .map(|(worker, completion)| {
+                let prompt = self.prompt(completion.group_id);
                 let (gold, prompt) = prompt
                     .map(|prompt| (prompt.gold.clone(), prompt.text.clone()))
                     .unwrap_or_default();

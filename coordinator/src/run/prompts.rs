@@ -12,7 +12,7 @@ use crate::{
     scheduler::types::{Purpose, RoundId},
 };
 
-/// Rounds whose prompts stay at hand.
+/// Rounds whose prompts stay at hand, besides those that are sampled ahead.
 const KEPT: usize = 4;
 
 /// The prompts of all rounds.
@@ -22,7 +22,16 @@ pub(super) struct Prompts {
     eval_problems: usize,
     train: v1::SamplingParams,
     eval: v1::SamplingParams,
-    rounds: BTreeMap<RoundId, Arc<[Arc<Prompt>]>>,
+    rounds: BTreeMap<RoundId, Round>,
+    kept: usize,
+}
+
+/// One round's.
+#[derive(Debug, Default)]
+struct Round {
+    first: Vec<Arc<Prompt>>,
+    /// Those that took the place of others, by the group's number.
+    later: BTreeMap<u32, Arc<Prompt>>,
 }
 
 impl Prompts {
@@ -33,6 +42,7 @@ impl Prompts {
             train: config.sampling_params(model_stop_ids),
             eval: config.eval_sampling_params(model_stop_ids),
             rounds: BTreeMap::new(),
+            kept: KEPT + config.algorithm.max_staleness as usize,
         }
     }
 
@@ -49,33 +59,52 @@ impl Prompts {
         self.rounds.split_off(&RoundId::eval(step));
     }
 
-    /// A round's prompts in order; the second is true when they are asked for the first time.
-    pub(super) fn of(&mut self, round: RoundId) -> (Arc<[Arc<Prompt>]>, bool) {
-        if let Some(prompts) = self.rounds.get(&round) {
-            return (prompts.clone(), false);
+    /// A group's prompt, and those that are asked for the first time with it: where it is the first
+    /// of its round, all of the round.
+    pub(super) fn of(&mut self, group: u64) -> (Option<Arc<Prompt>>, Vec<PromptRow>) {
+        let (id, number) = RoundId::of_group(group);
+        let mut fresh = Vec::new();
+        let known = self.rounds.contains_key(&id);
+        let round = self.rounds.entry(id).or_default();
+        if !known {
+            round.first = match id.purpose() {
+                Purpose::Train => self.data.prompts_of_step(id.step()),
+                Purpose::Eval => self.data.held_out(self.eval_problems).to_vec(),
+            };
+            let rows = round.first.iter().enumerate();
+            fresh.extend(rows.map(|(number, prompt)| row(id.group(number as u32), prompt)));
         }
-        let prompts: Arc<[Arc<Prompt>]> = match round.purpose() {
-            Purpose::Train => self.data.prompts_of_step(round.step()).into(),
-            Purpose::Eval => self.data.held_out(self.eval_problems).into(),
+        let prompt = match round.first.get(number as usize) {
+            Some(prompt) => Some(prompt.clone()),
+            None if id.purpose() == Purpose::Eval => None,
+            None => {
+                let drawn = round.later.get(&number).cloned().or_else(|| {
+                    let prompt = self.data.replacement(id.step(), number)?;
+                    fresh.push(row(group, &prompt));
+                    Some(prompt)
+                });
+                if let Some(prompt) = &drawn {
+                    round.later.insert(number, prompt.clone());
+                }
+                drawn
+            }
         };
-        self.rounds.insert(round, prompts.clone());
-        while self.rounds.len() > KEPT {
+        while self.rounds.len() > self.kept {
             self.rounds.pop_first();
         }
-        (prompts, true)
+        (prompt, fresh)
     }
 }
 
-/// As the journal keeps them.
-pub(super) fn rows(round: RoundId, prompts: &[Arc<Prompt>]) -> Vec<PromptRow> {
-    let row = |(index, prompt): (usize, &Arc<Prompt>)| PromptRow {
-        group: round.group(index as u32),
+/// As the journal keeps it.
+fn row(group: u64, prompt: &Prompt) -> PromptRow {
+    PromptRow {
+        group,
         problem: prompt.id.clone(),
         text: prompt.text.clone(),
         gold: prompt.gold.clone(),
         tokens: prompt.tokens.clone(),
-    };
-    prompts.iter().enumerate().map(row).collect()
+    }
 }
 
 /// 32 bytes that name a prompt and what it is asked for; samples' seeds come from it. The place in

@@ -1,7 +1,7 @@
 //! The task that owns the scheduler: it feeds it events and the time, and does what it says.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +30,7 @@ use crate::{
     journal::{Counters, Journal, Write},
     scheduler::{
         Scheduler,
-        types::{Event, RoundId, SampleId, Scored, Session, Version},
+        types::{Event, RoundId, Scored, Session, Version},
     },
     scoring::Scorer,
     services::{Inbound, Outbox, Shared},
@@ -53,7 +53,7 @@ pub(super) enum Note {
     /// Completions have their verdicts.
     Scored(Vec<Scored>),
     /// Completions are in the journal; the time it took.
-    Recorded(Vec<(SampleId, Version)>, Duration),
+    Recorded(Vec<Arc<Scored>>, Duration),
     /// A batch out of the journal.
     Replay(Session, Version, Vec<Arc<Scored>>),
     /// The run can't go on.
@@ -94,7 +94,7 @@ pub(super) struct Shell {
     /// The learner's, and for a moment that of one that takes its place or is turned away.
     pub(super) learners: HashMap<Session, Outbox<LearnerCommand>>,
     /// Waiting to be scored, all in one go.
-    pub(super) unscored: Vec<(Arc<str>, v1::Completion, RoundId, u32)>,
+    pub(super) unscored: Vec<(Arc<str>, v1::Completion)>,
     pub(super) outcome: Option<Outcome>,
     /// The coordinator's own work in this process: here, and (in nanoseconds) in helpers.
     busy: Duration,
@@ -257,20 +257,31 @@ impl Shell {
                 }
             }
             Note::Replay(session, version, batch) => {
-                let round = RoundId::train(version.step + 1);
-                let mut groups: Vec<Vec<Arc<Scored>>> = Vec::new();
-                for scored in batch {
-                    let index = RoundId::of_group(scored.completion.group_id).1 as usize;
-                    groups.resize_with(groups.len().max(index + 1), Vec::new);
-                    groups[index].push(scored);
-                }
-                let groups = self.finish(groups);
-                self.send_batch(session, version, round, &groups)
+                let groups = self.finish(self.trained_on(batch));
+                self.send_batch(session, version, &groups)
                     .into_iter()
                     .for_each(|event| self.handle(event));
             }
             Note::Failed(reason) => self.fail(reason),
         }
+    }
+
+    /// The groups that a step was trained on, of all that were sampled for it: where one gave way to
+    /// another, the last.
+    fn trained_on(&self, sampled: Vec<Arc<Scored>>) -> Vec<Vec<Arc<Scored>>> {
+        let places = self.parts.config.algorithm.prompts_per_step;
+        let mut groups: BTreeMap<u32, (u64, Vec<Arc<Scored>>)> = BTreeMap::new();
+        for scored in sampled {
+            let group = scored.completion.group_id;
+            let place = RoundId::of_group(group).1 % places.max(1);
+            let (newest, completions) = groups.entry(place).or_default();
+            if group > *newest {
+                *newest = group;
+                completions.clear();
+            }
+            completions.push(scored);
+        }
+        groups.into_values().map(|(_, group)| group).collect()
     }
 
     fn spent(&self, time: Duration) {

@@ -6,8 +6,8 @@ use tina_proto::v1;
 
 use super::{
     Policy, Probe, Scheduler,
-    round::State,
-    types::{Command, MAX_SAMPLE_FAILURES, RoundId, SampleId, Session, Version, single_version},
+    round::{Admits, State},
+    types::{Command, MAX_SAMPLE_FAILURES, RoundId, SampleId, Session, Version, versions},
 };
 
 /// Failed loads of one adapter after which a worker is left out until the next.
@@ -77,6 +77,13 @@ impl Worker {
             && self.loaded != policy
             && self.load_error.is_none();
         owes_load || !self.in_flight.is_empty()
+    }
+
+    /// True when it has samples of this group.
+    pub(super) fn has_group(&self, group: u64) -> bool {
+        let index = |index| SampleId { group, index };
+        let mut samples = self.in_flight.range(index(0)..=index(u32::MAX));
+        samples.next().is_some()
     }
 
     pub(super) fn free(&self) -> u32 {
@@ -215,9 +222,9 @@ impl Scheduler {
         let Some(worker) = self.workers.remove(&session) else {
             return;
         };
-        if let Some(round) = &mut self.round {
-            for id in worker.in_flight {
-                round.put_back(id);
+        for id in worker.in_flight {
+            if let Some(round) = self.round_of(id.group) {
+                round.take_from(id, session);
             }
         }
         let lost = LostWorker {
@@ -365,18 +372,18 @@ impl Scheduler {
         };
         let asked_here = worker.in_flight.remove(&id);
         let name = worker.id.clone();
-        let version = single_version(&completion);
         let cancel = Command::Cancel {
             session,
             group: id.group,
             indices: vec![id.index],
         };
-        let Some(round) = self.round.as_mut().filter(|round| round.id == round_id) else {
+        let ack = Command::Ack {
+            session,
+            sample: id,
+        };
+        let Some(round) = self.rounds.get_mut(&round_id) else {
             if self.is_recorded(round_id) {
-                out.push(Command::Ack {
-                    session,
-                    sample: id,
-                });
+                out.push(ack);
             } else if self.policy.is_none() && self.early.len() < self.early_limit() {
                 self.early.push((session, completion));
             } else {
@@ -384,26 +391,32 @@ impl Scheduler {
             }
             return;
         };
+        let admitted = round.admits.admits(&completion, &self.history);
         match round.state(id) {
+            None if round.gave_way(id) => out.push(ack),
             None => out.push(cancel),
-            Some(State::Done(_)) => out.push(Command::Ack {
-                session,
-                sample: id,
-            }),
-            Some(State::Arrived) if version == Some(round.version) => round.wait_for(id, session),
+            Some(State::Done(_)) => out.push(ack),
+            Some(State::Arrived) if admitted => round.wait_for(id, session),
             Some(State::Arrived) => out.push(cancel),
-            Some(State::Pending | State::InFlight(_)) if version != Some(round.version) => {
-                let wanted = round.version;
+            Some(State::Pending | State::InFlight(_)) if !admitted => {
+                let wanted = match round.admits {
+                    Admits::Exactly(version) => version.to_string(),
+                    Admits::Since(step) => format!("one of step {step} or later"),
+                };
                 out.push(cancel);
                 if asked_here {
-                    let found = version.map_or("several versions".into(), |v| v.to_string());
+                    let found = versions(&completion).map_or("no known version".into(), |all| {
+                        let all: Vec<String> = all.iter().map(Version::to_string).collect();
+                        all.join(", ")
+                    });
                     let error = format!("sampled under {found} instead of {wanted}");
-                    self.note_failure(id, &name, &error, out);
+                    self.note_failure(id, session, &name, &error, out);
                 }
             }
             Some(State::Pending) => self.take(id, session, name, completion, out),
-            Some(&State::InFlight(other)) => {
-                if other != session {
+            Some(State::InFlight(at)) => {
+                let others: Vec<Session> = at.iter().copied().filter(|o| *o != session).collect();
+                for other in others {
                     if let Some(worker) = self.workers.get_mut(&other) {
                         worker.in_flight.remove(&id);
                     }
@@ -427,17 +440,22 @@ impl Scheduler {
         completion: v1::Completion,
         out: &mut Vec<Command>,
     ) {
-        if let Some(round) = &mut self.round {
-            round.arrive(id, session, self.now);
+        let now = self.now;
+        if let Some(round) = self.round_of(id.group) {
+            round.arrive(id, session, now);
             out.push(Command::Score { worker, completion });
         }
     }
 
-    /// Completions that may wait for the first round: one of each sample of the largest.
+    /// Completions that may wait for the first rounds: one of each sample that can be under way.
     fn early_limit(&self) -> usize {
         let plan = &self.plan;
-        (plan.groups_per_step as usize * plan.samples_per_group as usize)
-            .max(plan.eval_problems as usize * plan.eval_samples as usize)
+        let batch = plan.groups_per_step as usize * plan.samples_per_group as usize;
+        let eval = plan.eval_problems as usize * plan.eval_samples as usize;
+        match plan.max_staleness {
+            0 => batch.max(eval),
+            n => batch.saturating_mul(n as usize + 1).saturating_add(eval),
+        }
     }
 
     pub(super) fn sample_failed(
@@ -456,7 +474,7 @@ impl Scheduler {
             };
             let name = worker.id.clone();
             if worker.in_flight.remove(&id) {
-                self.note_failure(id, &name, &failed.error, out);
+                self.note_failure(id, session, &name, &failed.error, out);
             }
         }
     }
@@ -465,12 +483,15 @@ impl Scheduler {
     fn note_failure(
         &mut self,
         id: SampleId,
+        session: Session,
         worker: &Arc<str>,
         error: &str,
         out: &mut Vec<Command>,
     ) {
-        let Some(round) = &mut self.round else { return };
-        let (round_id, group) = (round.id, RoundId::of_group(id.group).1);
+        let (round_id, group) = RoundId::of_group(id.group);
+        let Some(round) = self.round_of(id.group) else {
+            return;
+        };
         let failures = round.fail(id, worker.clone(), error.to_owned());
         let sample = format!("sample {} of group {group} ({round_id:?})", id.index);
         if failures.len() >= MAX_SAMPLE_FAILURES {
@@ -485,7 +506,7 @@ impl Scheduler {
             );
             return self.fail(reason, out);
         }
-        round.put_back(id);
+        round.take_from(id, session);
         out.push(Command::Warn(format!(
             "{sample} failed at worker {worker}: {error}"
         )));

@@ -232,12 +232,13 @@ impl Scheduler {
         let Some(&recorded) = self.history.last() else {
             return;
         };
-        if self.learning.is_none() && self.round.is_none() {
-            let id = RoundId::train(version.step);
-            let (groups, per_group) = (self.plan.groups_per_step, self.plan.samples_per_group);
-            let mut round = Round::new(id, recorded, groups, per_group, self.now);
-            self.restored.retain(|scored| !round.restore(scored));
-            if round.is_complete() {
+        if self.learning.is_none() && self.policy.is_none() {
+            // The journal was closed on a batch that the learner had.
+            self.adopt(recorded, None);
+            if let Some(round) = self.begin_round(RoundId::train(version.step))
+                && round.is_complete()
+            {
+                self.tokens_sampled += round.tokens;
                 self.learning = Some(Learning::new(round, Timings::default(), self.now));
             }
         }
@@ -293,7 +294,7 @@ impl Scheduler {
              made again",
             version.step
         )));
-        if self.round.is_some() {
+        if !self.rounds.is_empty() {
             let in_flight: Vec<Session> = self
                 .workers
                 .values()
@@ -307,7 +308,7 @@ impl Scheduler {
         self.history.truncate(version.step as usize);
         self.history.push(version);
         self.evals.retain(|&step| step < version.step);
-        self.round = None;
+        self.rounds.clear();
         self.learning = None;
         self.restored.clear();
         self.early.clear();
@@ -400,12 +401,20 @@ impl Scheduler {
         };
         let mut timings = learning.timings;
         timings.learn = self.now - learning.since;
+        timings.total = match self.plan.max_staleness {
+            0 => timings.sync + timings.sample + timings.score + timings.learn,
+            _ => self.now - self.step_since,
+        };
+        self.step_since = self.now;
         self.history.push(version);
         out.push(Command::RecordStep(Box::new(StepDone {
             version,
             metrics: result.metrics.unwrap_or_default(),
             timings,
             groups: learning.round.batch(),
+            tokens: learning.round.tokens,
+            resampled: learning.round.resampled,
+            outdated: learning.round.outdated(),
         })));
         self.adopt(version, Some(result.probe_logprobs));
     }

@@ -7,7 +7,7 @@
 //! a fixed order, and the learner's result makes the next policy version.
 //!
 //! - [`types`]: names, plan, events, commands.
-//! - `round`: the samples of one batch or one evaluation.
+//! - `rounds`: which rounds are open, and why. `round`: the samples of one batch or one evaluation.
 //! - `fleet`: workers, their adapters and what they bring; `dispatch`: what is handed to them.
 //! - `learning`: the learner, resuming and replaying. `given`: policies without a learner.
 //! - `deadlines`: what doesn't come, and what doesn't get on.
@@ -19,11 +19,14 @@ mod fleet;
 mod given;
 mod learning;
 mod round;
+mod rounds;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ahead;
 pub mod types;
 
 use std::{
@@ -37,11 +40,8 @@ use tina_proto::v1;
 use self::{
     fleet::{LostWorker, Worker},
     learning::{Learner, Learning},
-    round::{Round, State},
-    types::{
-        Command, EvalDone, Event, Plan, Purpose, Restored, RoundId, SampleId, Scored, Session,
-        Timings, Version,
-    },
+    round::Round,
+    types::{Command, Event, Plan, Restored, RoundId, Scored, Session, Version},
 };
 pub use self::{learning::batch_version, snapshot::Snapshot};
 
@@ -87,15 +87,19 @@ pub struct Scheduler {
     synced_at: Option<Duration>,
     /// A round was opened in this process's life.
     begun: bool,
+    /// Since when the run is at what it is at: the end of the last step or evaluation.
+    step_since: Duration,
     /// Since when the run stands still for want of a worker or a learner.
     missing_since: Option<Duration>,
-    round: Option<Round>,
+    /// Being sampled, or complete and waiting for their turn.
+    rounds: BTreeMap<RoundId, Round>,
     learning: Option<Learning>,
     restored: Vec<Arc<Scored>>,
     /// Completions that came before the first round was opened (a coordinator that restarted).
     early: Vec<(Session, v1::Completion)>,
     paused: bool,
-    stopping: bool,
+    /// A stop was asked for: the run ends when so many steps are done.
+    stop_after: Option<u64>,
     over: Option<Over>,
     learner_wait: Duration,
     rollout_wait: Duration,
@@ -118,13 +122,14 @@ impl Scheduler {
             sync_since: Duration::ZERO,
             synced_at: None,
             begun: false,
+            step_since: Duration::ZERO,
             missing_since: None,
-            round: None,
+            rounds: BTreeMap::new(),
             learning: None,
             restored: restored.completions,
             early: Vec::new(),
             paused: false,
-            stopping: false,
+            stop_after: None,
             over: None,
             learner_wait: Duration::ZERO,
             rollout_wait: Duration::ZERO,
@@ -168,7 +173,7 @@ impl Scheduler {
             Event::Tick => self.check_deadlines(out),
             Event::Pause => self.paused = true,
             Event::Resume => self.paused = false,
-            Event::Stop => self.stopping = true,
+            Event::Stop => self.stop(),
         }
         self.pump(out);
     }
@@ -196,7 +201,7 @@ impl Scheduler {
         if self.learner.as_ref().is_some_and(Learner::is_idle) {
             self.learner_wait += passed;
         }
-        if !self.round.as_ref().is_some_and(Round::has_pending) {
+        if !self.has_pending() {
             let (mut slots, mut used) = (0u64, 0u64);
             for worker in self.workers.values().filter(|worker| worker.is_usable()) {
                 slots += u64::from(worker.slots);
@@ -220,11 +225,11 @@ impl Scheduler {
     }
 
     /// Tokens of completions in the journal: of rounds that were closed since this scheduler began,
-    /// and of the open one (whose completions are counted again when a run is resumed).
+    /// and of open ones (whose completions are counted again when a run is resumed).
     pub fn tokens_sampled(&self) -> (u64, u64) {
         (
             self.tokens_sampled,
-            self.round.as_ref().map_or(0, |round| round.tokens),
+            self.rounds.values().map(|round| round.tokens).sum(),
         )
     }
 
@@ -236,7 +241,7 @@ impl Scheduler {
     /// Moves the run on as far as it goes.
     fn pump(&mut self, out: &mut Vec<Command>) {
         while self.over.is_none() {
-            if self.stopping && self.is_between_steps() {
+            if self.has_stopped() {
                 return self.finish(out);
             }
             if self.take_given(out) {
@@ -250,34 +255,26 @@ impl Scheduler {
             }
             self.request_loads(out);
             self.note_sync();
-            if self.round.as_ref().is_some_and(Round::is_complete) && self.close_round(out) {
+            if self.close_rounds(out) {
                 continue;
             }
             self.send_batch(out);
-            if self.round.is_some() {
-                return self.dispatch(out);
+            self.open_rounds(out);
+            if self.rounds.values().any(Round::is_complete) && self.close_rounds(out) {
+                continue;
             }
-            match self.next_round() {
-                None if self.learning.is_none() => return self.finish(out),
-                Some(id) if self.may_open(id) => self.open_round(id, out),
-                _ => return,
+            let nothing_left = self.rounds.is_empty() && self.learning.is_none();
+            if nothing_left && self.next_round().is_none() {
+                return self.finish(out);
             }
+            return self.dispatch(out);
         }
-    }
-
-    /// True where a stop loses no step: nothing is sampled for one, and none is learned from.
-    fn is_between_steps(&self) -> bool {
-        let sampling = self
-            .round
-            .as_ref()
-            .is_some_and(|r| r.id.purpose() == Purpose::Train);
-        !sampling && self.learning.is_none()
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
         self.over = Some(Over::Done);
         out.push(Command::Finish {
-            stopped_early: self.next_round().is_some(),
+            stopped_early: !self.rounds.is_empty() || self.next_round().is_some(),
         });
     }
 
@@ -298,120 +295,6 @@ impl Scheduler {
         let overdue = self.now >= self.sync_since + self.plan.sync_deadline;
         if synced > 0 && (awaited == 0 || overdue) {
             self.synced_at = Some(self.now);
-        }
-    }
-
-    /// The round that comes next, or `None` when all are done.
-    fn next_round(&self) -> Option<RoundId> {
-        let done = self.steps_done();
-        let plan = &self.plan;
-        let due = plan.eval_problems > 0
-            && ((done == 0 && plan.eval_before)
-                || (done == plan.steps && plan.eval_after)
-                || (plan.eval_every > 0
-                    && done > 0
-                    && done < plan.steps
-                    && done.is_multiple_of(plan.eval_every)));
-        if due && self.learning.is_none() && !self.evals.contains(&done) {
-            return Some(RoundId::eval(done));
-        }
-        let next = self
-            .learning
-            .as_ref()
-            .map_or(done, |learning| learning.step)
-            + 1;
-        (next <= plan.steps).then(|| RoundId::train(next))
-    }
-
-    /// Staleness decides: a step may be sampled when the policy version at hand is recent enough.
-    fn may_open(&self, id: RoundId) -> bool {
-        let staleness = id.base_step().saturating_sub(self.steps_done());
-        let held = self.paused || self.stopping;
-        staleness <= self.plan.max_staleness && self.synced_at.is_some() && !held
-    }
-
-    fn open_round(&mut self, id: RoundId, out: &mut Vec<Command>) {
-        let Some(policy) = &self.policy else { return };
-        let (groups, per_group) = match id.purpose() {
-            Purpose::Train => (self.plan.groups_per_step, self.plan.samples_per_group),
-            Purpose::Eval => (self.plan.eval_problems, self.plan.eval_samples),
-        };
-        let mut round = Round::new(id, policy.version, groups, per_group, self.now);
-        self.restored.retain(|scored| !round.restore(scored));
-        self.round = Some(round);
-        self.begun = true;
-        for (session, completion) in std::mem::take(&mut self.early) {
-            self.completion(session, completion, out);
-        }
-    }
-
-    /// A round is complete: an evaluation is noted, a batch goes to the learner. False while the
-    /// learner has the batch before.
-    fn close_round(&mut self, out: &mut Vec<Command>) -> bool {
-        let training = self
-            .round
-            .as_ref()
-            .is_some_and(|r| r.id.purpose() == Purpose::Train);
-        if training && self.learning.is_some() {
-            return false;
-        }
-        let Some(round) = self.round.take() else {
-            return false;
-        };
-        self.tokens_sampled += round.tokens;
-        if training {
-            let timings = Timings {
-                sync: self
-                    .synced_at
-                    .map_or(Duration::ZERO, |at| at - self.sync_since),
-                sample: round.last_arrival - round.opened,
-                score: self.now - round.last_arrival,
-                learn: Duration::ZERO,
-            };
-            self.learning = Some(Learning::new(round, timings, self.now));
-        } else {
-            self.evals.insert(round.id.step());
-            out.push(Command::RecordEval(Box::new(EvalDone {
-                version: round.version,
-                seconds: self.now - round.opened,
-                groups: round.batch(),
-            })));
-        }
-        true
-    }
-
-    fn scored(&mut self, scored: Arc<Scored>, out: &mut Vec<Command>) {
-        if let Some(round) = &mut self.round
-            && scored.version() == Some(round.version)
-            && round.scored(&scored)
-        {
-            out.push(Command::Record(scored));
-        }
-    }
-
-    fn recorded(&mut self, samples: &[(SampleId, Version)], out: &mut Vec<Command>) {
-        for &(sample, version) in samples {
-            let Some(round) = self.round.as_mut().filter(|round| round.version == version) else {
-                continue;
-            };
-            if matches!(round.state(sample), Some(State::Arrived)) {
-                for session in round.recorded(sample) {
-                    if self.workers.contains_key(&session) {
-                        out.push(Command::Ack { session, sample });
-                    }
-                }
-            }
-        }
-    }
-
-    /// True when every completion of this round is in the journal.
-    fn is_recorded(&self, id: RoundId) -> bool {
-        match id.purpose() {
-            Purpose::Train => {
-                id.step() <= self.steps_done()
-                    || self.learning.as_ref().is_some_and(|l| l.step == id.step())
-            }
-            Purpose::Eval => self.evals.contains(&id.step()),
         }
     }
 }

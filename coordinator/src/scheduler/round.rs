@@ -1,20 +1,60 @@
 //! One round of samples: what is still to be sampled, in flight, scored and journaled.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::types::{RoundId, SampleId, Scored, Session, Version};
+use tina_proto::v1;
+
+use super::types::{RoundId, SampleId, Scored, Session, Version, versions};
 
 /// How far a sample is.
 #[derive(Debug)]
 pub(super) enum State {
     /// To be handed to a worker.
     Pending,
-    /// At a worker.
-    InFlight(Session),
+    /// At a worker; at two where the first doesn't get on.
+    InFlight(Vec<Session>),
     /// Arrived; its verdicts or its place in the journal are under way.
     Arrived,
     /// In the journal.
     Done(Arc<Scored>),
+}
+
+/// Under which versions a round may be sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admits {
+    /// This one alone: an evaluation, and training in lock step.
+    Exactly(Version),
+    /// Those of this step and later.
+    Since(u64),
+}
+
+impl Admits {
+    /// Whether a completion may be of the round; `history`: the versions of the steps done.
+    pub(super) fn admits(self, completion: &v1::Completion, history: &[Version]) -> bool {
+        let Some(versions) = versions(completion) else {
+            return false;
+        };
+        match self {
+            Self::Exactly(version) => versions == [version],
+            Self::Since(_) => versions
+                .iter()
+                .all(|&version| self.allows(version, history)),
+        }
+    }
+
+    /// Whether a worker that holds this version may sample for the round.
+    pub(super) fn allows(self, version: Version, history: &[Version]) -> bool {
+        match self {
+            Self::Exactly(exact) => version == exact,
+            Self::Since(oldest) => {
+                version.step >= oldest && history.get(version.step as usize) == Some(&version)
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -27,16 +67,56 @@ struct Sample {
     failures: Vec<(Arc<str>, String)>,
 }
 
+impl Sample {
+    fn new() -> Self {
+        Self {
+            state: State::Pending,
+            scored: None,
+            waiting: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+}
+
+/// What the journal's completion is to a round.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Restore {
+    /// Of another.
+    Foreign,
+    /// It has it now.
+    Taken,
+    /// Its sample is to be made again: it was sampled under a version that no longer counts.
+    Outdated,
+}
+
+/// How many samples a round has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) groups: u32,
+    pub(super) per_group: u32,
+    /// How often a group without spread gives way to another.
+    pub(super) max_resamples: u32,
+}
+
 /// The samples of one round, in a fixed order.
+///
+/// A group has a place in the round. One that gives way to another leaves its place to it: the
+/// group's number in the round is `place + groups * resamples so far`.
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) id: RoundId,
-    pub(super) version: Version,
+    pub(super) admits: Admits,
     pub(super) opened: Duration,
     pub(super) last_arrival: Duration,
+    /// When the last sample was in the journal.
+    pub(super) completed: Option<Duration>,
     pub(super) tokens: u64,
-    groups: u32,
-    per_group: u32,
+    pub(super) resampled: u32,
+    /// Places whose group had completions that were found too old.
+    outdated: BTreeSet<u32>,
+    shape: Shape,
+    /// How often the group of each place gave way to another; 0 where not named.
+    resamples: BTreeMap<u32, u32>,
     samples: Vec<Sample>,
     pending: BTreeSet<(u32, u32)>,
     in_flight: usize,
@@ -44,58 +124,78 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(
-        id: RoundId,
-        version: Version,
-        groups: u32,
-        per_group: u32,
-        now: Duration,
-    ) -> Self {
-        let count = groups as usize * per_group as usize;
-        let sample = || Sample {
-            state: State::Pending,
-            scored: None,
-            waiting: Vec::new(),
-            failures: Vec::new(),
-        };
+    pub(super) fn new(id: RoundId, admits: Admits, shape: Shape, now: Duration) -> Self {
+        let count = shape.groups as usize * shape.per_group as usize;
         Self {
             id,
-            version,
+            admits,
             opened: now,
             last_arrival: now,
+            completed: None,
             tokens: 0,
-            groups,
-            per_group,
-            samples: (0..count).map(|_| sample()).collect(),
-            pending: (0..groups)
-                .flat_map(|g| (0..per_group).map(move |s| (g, s)))
+            resampled: 0,
+            outdated: BTreeSet::new(),
+            shape,
+            resamples: BTreeMap::new(),
+            samples: std::iter::repeat_with(Sample::new).take(count).collect(),
+            pending: (0..shape.groups)
+                .flat_map(|g| (0..shape.per_group).map(move |s| (g, s)))
                 .collect(),
             in_flight: 0,
             done: 0,
         }
     }
 
+    fn resamples(&self, place: u32) -> u32 {
+        self.resamples.get(&place).copied().unwrap_or(0)
+    }
+
+    /// The id of the group that has this place now.
+    pub(super) fn group(&self, place: u32) -> u64 {
+        self.id
+            .group(place + self.shape.groups * self.resamples(place))
+    }
+
+    /// The place of a group, and how often groups gave way there before it.
+    fn place_of(&self, group: u64) -> Option<(u32, u32)> {
+        let (round, number) = RoundId::of_group(group);
+        let place = number.checked_rem(self.shape.groups)?;
+        (round == self.id).then_some((place, number / self.shape.groups))
+    }
+
     fn place(&self, id: SampleId) -> Option<(u32, u32)> {
-        let (round, group) = RoundId::of_group(id.group);
-        (round == self.id && group < self.groups && id.index < self.per_group)
-            .then_some((group, id.index))
+        let (place, resamples) = self.place_of(id.group)?;
+        (id.index < self.shape.per_group && resamples == self.resamples(place))
+            .then_some((place, id.index))
+    }
+
+    /// True for a sample of a group that gave way to another: it is in the journal.
+    pub(super) fn gave_way(&self, id: SampleId) -> bool {
+        self.place_of(id.group)
+            .is_some_and(|(place, resamples)| resamples < self.resamples(place))
+    }
+
+    fn at(&self, (place, index): (u32, u32)) -> usize {
+        place as usize * self.shape.per_group as usize + index as usize
     }
 
     fn sample(&mut self, id: SampleId) -> Option<&mut Sample> {
-        let (group, index) = self.place(id)?;
-        self.samples
-            .get_mut((group * self.per_group + index) as usize)
+        let at = self.at(self.place(id)?);
+        self.samples.get_mut(at)
     }
 
     /// How far a sample is; `None` when it isn't of this round.
     pub(super) fn state(&self, id: SampleId) -> Option<&State> {
-        let (group, index) = self.place(id)?;
-        Some(
-            &self
-                .samples
-                .get((group * self.per_group + index) as usize)?
-                .state,
-        )
+        let at = self.at(self.place(id)?);
+        Some(&self.samples.get(at)?.state)
+    }
+
+    /// Workers that are at a sample.
+    pub(super) fn holders(&self, id: SampleId) -> usize {
+        match self.state(id) {
+            Some(State::InFlight(at)) => at.len(),
+            _ => 0,
+        }
     }
 
     /// Moves a sample and keeps the counts true.
@@ -124,11 +224,23 @@ impl Round {
     }
 
     pub(super) fn send(&mut self, id: SampleId, session: Session) {
-        self.set(id, State::InFlight(session));
+        match self.sample(id).map(|sample| &mut sample.state) {
+            Some(State::InFlight(at)) => at.push(session),
+            _ => self.set(id, State::InFlight(vec![session])),
+        }
     }
 
-    pub(super) fn put_back(&mut self, id: SampleId) {
-        self.set(id, State::Pending);
+    /// A worker doesn't have the sample any longer; nobody has it: it is to be handed out anew.
+    pub(super) fn take_from(&mut self, id: SampleId, session: Session) {
+        let Some(sample) = self.sample(id) else {
+            return;
+        };
+        if let State::InFlight(at) = &mut sample.state {
+            at.retain(|other| *other != session);
+            if at.is_empty() {
+                self.set(id, State::Pending);
+            }
+        }
     }
 
     pub(super) fn arrive(&mut self, id: SampleId, session: Session, now: Duration) {
@@ -157,28 +269,78 @@ impl Round {
         }
     }
 
-    /// The sample is in the journal; returns the workers to tell.
-    pub(super) fn recorded(&mut self, id: SampleId) -> Vec<Session> {
+    /// This completion is in the journal; returns the workers to tell.
+    pub(super) fn recorded(&mut self, scored: &Arc<Scored>, now: Duration) -> Vec<Session> {
+        let id = scored.id();
         let Some(sample) = self.sample(id) else {
             return Vec::new();
         };
+        // One of before a rollback is another.
+        let own = |taken: &mut Arc<Scored>| Arc::ptr_eq(taken, scored);
+        let Some(scored) = sample.scored.take_if(own) else {
+            return Vec::new();
+        };
         let waiting = std::mem::take(&mut sample.waiting);
-        if let Some(scored) = sample.scored.take() {
-            self.tokens += scored.completion.tokens.len() as u64;
-            self.set(id, State::Done(scored));
-        }
+        self.finish(id, scored, now);
         waiting
     }
 
-    /// Takes a completion that the journal already holds; false when it isn't of this round.
-    pub(super) fn restore(&mut self, scored: &Arc<Scored>) -> bool {
+    /// Takes a completion that the journal already holds. Those of groups that gave way must come
+    /// before those that took their place.
+    pub(super) fn restore(
+        &mut self,
+        scored: &Arc<Scored>,
+        history: &[Version],
+        now: Duration,
+    ) -> Restore {
         let id = scored.id();
-        let fits = self.state(id).is_some() && scored.version() == Some(self.version);
-        if fits {
-            self.tokens += scored.completion.tokens.len() as u64;
-            self.set(id, State::Done(scored.clone()));
+        if self.state(id).is_none() {
+            return Restore::Foreign;
         }
-        fits
+        if !self.admits.admits(&scored.completion, history) {
+            self.outdated.extend(self.place(id).map(|place| place.0));
+            return Restore::Outdated;
+        }
+        self.finish(id, scored.clone(), now);
+        Restore::Taken
+    }
+
+    /// The sample is done; a group that is complete with it and has no spread gives way to another.
+    fn finish(&mut self, id: SampleId, scored: Arc<Scored>, now: Duration) {
+        self.tokens += scored.completion.tokens.len() as u64;
+        self.set(id, State::Done(scored));
+        if let Some((place, _)) = self.place(id)
+            && self.resamples(place) < self.shape.max_resamples
+            && self.lacks_spread(place)
+        {
+            for index in 0..self.shape.per_group {
+                let at = self.at((place, index));
+                self.samples[at] = Sample::new();
+                self.pending.insert((place, index));
+                self.done -= 1;
+            }
+            *self.resamples.entry(place).or_default() += 1;
+            self.resampled += 1;
+        }
+        self.completed = self.is_complete().then_some(now);
+    }
+
+    fn group_samples(&self, place: u32) -> &[Sample] {
+        let first = self.at((place, 0));
+        &self.samples[first..first + self.shape.per_group as usize]
+    }
+
+    /// True when the group there is complete and says nothing: fewer than two completions were
+    /// judged, or all that were are worth the same. (By what is known of each completion alone.)
+    fn lacks_spread(&self, place: u32) -> bool {
+        let mut rewards = Vec::new();
+        for sample in self.group_samples(place) {
+            let State::Done(scored) = &sample.state else {
+                return false;
+            };
+            rewards.extend(scored.judged.then_some(scored.reward));
+        }
+        rewards.len() < 2 || rewards.windows(2).all(|pair| pair[0] == pair[1])
     }
 
     /// Notes a failure; returns how often and why this sample failed so far.
@@ -198,21 +360,21 @@ impl Round {
     }
 
     /// True when this worker has failed at the sample.
-    pub(super) fn failed_at(&self, group: u32, index: u32, worker: &str) -> bool {
+    pub(super) fn failed_at(&self, place: u32, index: u32, worker: &str) -> bool {
         self.samples
-            .get((group * self.per_group + index) as usize)
+            .get(self.at((place, index)))
             .is_some_and(|sample| sample.failures.iter().any(|(who, _)| &**who == worker))
     }
 
-    /// The first group at or after `from` with samples to hand out, and those samples.
+    /// The first place at or after `from` with samples to hand out, and those samples.
     pub(super) fn next_pending(&self, from: u32) -> Option<(u32, Vec<u32>)> {
-        let group = self.pending.range((from, 0)..).next()?.0;
+        let place = self.pending.range((from, 0)..).next()?.0;
         let indices = self
             .pending
-            .range((group, 0)..=(group, u32::MAX))
+            .range((place, 0)..=(place, u32::MAX))
             .map(|p| p.1)
             .collect();
-        Some((group, indices))
+        Some((place, indices))
     }
 
     pub(super) fn has_pending(&self) -> bool {
@@ -235,13 +397,18 @@ impl Round {
         self.done == self.samples.len()
     }
 
+    /// Groups of which completions were found too old.
+    pub(super) fn outdated(&self) -> u32 {
+        self.outdated.len() as u32
+    }
+
     /// Groups with samples to hand out, and groups that are complete.
     pub(super) fn group_counts(&self) -> (u32, u32) {
         let mut waiting: Vec<u32> = self.pending.iter().map(|place| place.0).collect();
         waiting.dedup();
         let complete = self
             .samples
-            .chunks(self.per_group.max(1) as usize)
+            .chunks(self.shape.per_group.max(1) as usize)
             .filter(|group| group.iter().all(|s| matches!(s.state, State::Done(_))))
             .count();
         (waiting.len() as u32, complete as u32)
@@ -250,7 +417,7 @@ impl Round {
     /// The batch: groups in order, completions in order. Only of a complete round.
     pub(super) fn batch(&self) -> Vec<Vec<Arc<Scored>>> {
         self.samples
-            .chunks(self.per_group.max(1) as usize)
+            .chunks(self.shape.per_group.max(1) as usize)
             .map(|group| {
                 group
                     .iter()

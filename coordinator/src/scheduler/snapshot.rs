@@ -5,6 +5,7 @@ use tina_proto::v1;
 use super::{
     Over, Scheduler,
     fleet::Worker,
+    round::Round,
     types::{Purpose, Version},
 };
 
@@ -39,12 +40,15 @@ impl Scheduler {
             Some(Over::Failed(_)) => return v1::Phase::Failed,
             None => {}
         }
-        if self.stopping {
+        if self.stop_after.is_some() {
             return v1::Phase::Stopping;
         }
-        match (&self.policy, &self.round, &self.learning) {
+        match (&self.policy, self.rounds.values().next(), &self.learning) {
             (None, ..) => v1::Phase::Starting,
             (_, Some(round), _) if round.id.purpose() == Purpose::Eval => v1::Phase::Evaluating,
+            (_, Some(round), Some(_)) if !round.has_pending() && round.in_flight() == 0 => {
+                v1::Phase::Learning
+            }
             (_, Some(_), _) => v1::Phase::Sampling,
             (_, None, Some(_)) => v1::Phase::Learning,
             (_, None, None) if self.synced_at.is_some() && self.paused => v1::Phase::Paused,
@@ -57,8 +61,10 @@ impl Scheduler {
 
     /// Everything a status report needs.
     pub fn snapshot(&self) -> Snapshot {
-        let round = self.round.as_ref();
-        let (waiting, complete) = round.map_or((0, 0), |round| round.group_counts());
+        let round = self.rounds.values().find(|round| !round.is_complete());
+        let counts = self.rounds.values().map(Round::group_counts);
+        let (waiting, complete) = counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let in_flight: usize = self.rounds.values().map(Round::in_flight).sum();
         let learner = self.learner.as_ref();
         let learning = |part: fn(&v1::LearnerHeartbeat) -> u32| {
             learner.map_or(0, |learner| part(&learner.heartbeat))
@@ -82,7 +88,7 @@ impl Scheduler {
             }),
             queues: v1::QueueDepths {
                 groups_waiting: waiting,
-                samples_in_flight: round.map_or(0, |round| round.in_flight() as u32),
+                samples_in_flight: in_flight as u32,
                 groups_complete: complete,
             },
             done: match round {
@@ -149,9 +155,9 @@ impl Scheduler {
         if let Some(missing) = self.missing() {
             return missing;
         }
-        match (self.stopping, self.paused) {
+        match (self.stop_after.is_some(), self.paused) {
             (true, _) => "finishing this step, then stopping".into(),
-            (false, true) if self.round.is_some() || self.learning.is_some() => {
+            (false, true) if !self.rounds.is_empty() || self.learning.is_some() => {
                 "pausing after this step".into()
             }
             (false, true) => "paused".into(),
@@ -169,13 +175,12 @@ impl Scheduler {
             }
             _ => {}
         }
-        let needs_worker = self
-            .round
-            .as_ref()
-            .is_some_and(|round| !round.is_complete())
-            || (self.round.is_none() && self.learning.is_none() && self.synced_at.is_none());
-        let mut workers = self.workers.values();
-        if !needs_worker || workers.any(|worker| self.worker_state(worker) == "ready") {
+        let idle = self.rounds.is_empty() && self.learning.is_none();
+        let needs_worker = self.rounds.values().any(|round| !round.is_complete())
+            || (idle && self.synced_at.is_none());
+        let at_work =
+            |worker: &Worker| !worker.in_flight.is_empty() || self.worker_state(worker) == "ready";
+        if !needs_worker || self.workers.values().any(at_work) {
             return None;
         }
         let troubled = self.workers.values().find_map(|worker| {
@@ -197,8 +202,8 @@ impl Scheduler {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         let rounds = self
-            .round
-            .iter()
+            .rounds
+            .values()
             .chain(self.learning.as_ref().map(|l| &l.round));
         rounds.map(|round| round.total()).sum::<usize>() + self.restored.len() + self.early.len()
     }

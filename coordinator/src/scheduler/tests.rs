@@ -4,14 +4,14 @@ use super::{types::*, *};
 
 const MODEL: &str = "m";
 
-fn version(step: u64) -> Version {
+pub(super) fn version(step: u64) -> Version {
     Version {
         step,
         digest: [step as u8 + 1; 32],
     }
 }
 
-fn plan() -> Plan {
+pub(super) fn plan() -> Plan {
     Plan {
         steps: 2,
         groups_per_step: 2,
@@ -22,10 +22,13 @@ fn plan() -> Plan {
         eval_after: false,
         eval_every: 0,
         max_staleness: 0,
+        drain: true,
+        max_resamples: 0,
         worker_timeout: Duration::from_secs(5),
         learner_timeout: Duration::from_secs(5),
         sync_deadline: Duration::from_secs(3),
         start_timeout: Duration::from_secs(60),
+        stall_timeout: Duration::from_secs(20),
         progress_timeout: Duration::from_secs(30),
         launched_workers: 0,
         given: Vec::new(),
@@ -34,16 +37,16 @@ fn plan() -> Plan {
 }
 
 /// A scheduler, and what it last commanded.
-struct Bench {
-    scheduler: Scheduler,
+pub(super) struct Bench {
+    pub(super) scheduler: Scheduler,
     now: Duration,
-    said: Vec<Command>,
+    pub(super) said: Vec<Command>,
 }
 
-const LEARNER: Session = 1000;
+pub(super) const LEARNER: Session = 1000;
 
 impl Bench {
-    fn new(plan: Plan) -> Self {
+    pub(super) fn new(plan: Plan) -> Self {
         let scheduler = Scheduler::new(plan, Restored::default());
         Self {
             scheduler,
@@ -52,25 +55,25 @@ impl Bench {
         }
     }
 
-    fn tell(&mut self, event: Event) -> &[Command] {
+    pub(super) fn tell(&mut self, event: Event) -> &[Command] {
         self.said.clear();
         self.scheduler.handle(self.now, event, &mut self.said);
         &self.said
     }
 
-    fn wait(&mut self, seconds: u64) -> &[Command] {
+    pub(super) fn wait(&mut self, seconds: u64) -> &[Command] {
         self.now += Duration::from_secs(seconds);
         self.tell(Event::Tick)
     }
 
-    fn device(numerics: &str) -> Option<v1::DeviceInfo> {
+    pub(super) fn device(numerics: &str) -> Option<v1::DeviceInfo> {
         Some(v1::DeviceInfo {
             numerics: numerics.into(),
             ..Default::default()
         })
     }
 
-    fn worker_joins(&mut self, session: Session, slots: u32, numerics: &str) {
+    pub(super) fn worker_joins(&mut self, session: Session, slots: u32, numerics: &str) {
         let worker_id = format!("w{session}");
         let hello = v1::WorkerHello {
             worker_id,
@@ -86,7 +89,7 @@ impl Bench {
         self.tell(Event::WorkerReady { session, ready });
     }
 
-    fn learner_joins(&mut self) {
+    pub(super) fn learner_joins(&mut self) {
         self.learner_joins_with(v1::LearnerReady {
             version: Some(version(0).to_wire()),
             probe_logprobs: vec![-1.0, -2.0],
@@ -94,7 +97,7 @@ impl Bench {
         });
     }
 
-    fn learner_joins_with(&mut self, ready: v1::LearnerReady) {
+    pub(super) fn learner_joins_with(&mut self, ready: v1::LearnerReady) {
         let hello = v1::LearnerHello {
             learner_id: "l".into(),
             ..Default::default()
@@ -114,7 +117,7 @@ impl Bench {
         });
     }
 
-    fn loads(&mut self, session: Session, of: Version, probe: &[f32]) -> &[Command] {
+    pub(super) fn loads(&mut self, session: Session, of: Version, probe: &[f32]) -> &[Command] {
         let (version, probe_logprobs) = (Some(of.to_wire()), probe.to_vec());
         let loaded = v1::AdapterLoaded {
             version,
@@ -126,7 +129,7 @@ impl Bench {
 
     /// Seconds in which these workers and the learner send heartbeats that count so many tokens, and
     /// one completion learned from; what was commanded meanwhile.
-    fn beats(
+    pub(super) fn beats(
         &mut self,
         seconds: u64,
         workers: &[Session],
@@ -162,7 +165,7 @@ impl Bench {
     }
 
     /// The reason that the run failed for.
-    fn failure(said: &[Command]) -> Option<&str> {
+    pub(super) fn failure(said: &[Command]) -> Option<&str> {
         said.iter().find_map(|command| match command {
             Command::Fail { reason } => Some(reason.as_str()),
             _ => None,
@@ -170,7 +173,7 @@ impl Bench {
     }
 
     /// Completions of all samples of step 1 come from worker 0, and are scored and journaled.
-    fn samples_are_done(&mut self) {
+    pub(super) fn samples_are_done(&mut self) {
         for group in 0..2 {
             for index in 0..4 {
                 let completion = completion(group, index, version(0));
@@ -179,15 +182,14 @@ impl Bench {
                     completion: completion.clone(),
                 });
                 let scored = scored(completion);
-                let recorded = (scored.id(), version(0));
-                self.tell(Event::Scored(scored));
-                self.tell(Event::Recorded(vec![recorded]));
+                self.tell(Event::Scored(scored.clone()));
+                self.tell(Event::Recorded(vec![scored]));
             }
         }
     }
 
     /// One worker after the other, then the learner, all of the same arithmetic and ready.
-    fn with_workers(slots: &[u32]) -> Self {
+    pub(super) fn with_workers(slots: &[u32]) -> Self {
         let mut bench = Self::new(plan());
         for (session, &slots) in slots.iter().enumerate() {
             bench.worker_joins(session as Session, slots, "cpu-x");
@@ -202,7 +204,7 @@ impl Bench {
     }
 
     /// Who was handed how many samples of which group.
-    fn handed(&self) -> Vec<(Session, u32, usize)> {
+    pub(super) fn handed(&self) -> Vec<(Session, u32, usize)> {
         self.said
             .iter()
             .filter_map(|command| match command {
@@ -217,7 +219,7 @@ impl Bench {
             .collect()
     }
 
-    fn status(&self, worker: &str) -> v1::WorkerStatus {
+    pub(super) fn status(&self, worker: &str) -> v1::WorkerStatus {
         let workers = self.scheduler.snapshot().workers;
         workers
             .into_iter()
@@ -226,7 +228,7 @@ impl Bench {
     }
 }
 
-fn completion(group: u32, index: u32, of: Version) -> v1::Completion {
+pub(super) fn completion(group: u32, index: u32, of: Version) -> v1::Completion {
     v1::Completion {
         group_id: RoundId::train(1).group(group),
         sample_index: index,
@@ -240,7 +242,18 @@ fn completion(group: u32, index: u32, of: Version) -> v1::Completion {
     }
 }
 
-fn scored(completion: v1::Completion) -> Arc<Scored> {
+/// Samples that these commands hand to a worker.
+pub(super) fn samples_for(said: &[Command], who: Session) -> usize {
+    let of = |command: &Command| match command {
+        Command::Sample {
+            session, indices, ..
+        } if *session == who => indices.len(),
+        _ => 0,
+    };
+    said.iter().map(of).sum()
+}
+
+pub(super) fn scored(completion: v1::Completion) -> Arc<Scored> {
     Arc::new(Scored {
         completion,
         worker: "w0".into(),
@@ -420,9 +433,8 @@ fn given_policies_are_evaluated_in_turn_by_workers_that_agree() {
                 completion: completion.clone(),
             });
             let scored = scored(completion);
-            let recorded = (scored.id(), of);
-            bench.tell(Event::Scored(scored));
-            said = bench.tell(Event::Recorded(vec![recorded])).to_vec();
+            bench.tell(Event::Scored(scored.clone()));
+            said = bench.tell(Event::Recorded(vec![scored])).to_vec();
         }
         let done = said.iter().find_map(|command| match command {
             Command::RecordEval(done) => Some(done),
@@ -605,17 +617,18 @@ fn a_worker_that_lives_and_makes_no_tokens_is_told_to_end_and_others_get_its_sam
     assert!(!told(&said, 0) && !told(&said, 1), "slow is not stuck");
     let mut bench = Bench::with_workers(&[4, 4]);
     assert!(!told(&bench.beats(29, &[0, 1], |_| 0), 0));
+    let mut again = 0;
     for index in 0..4 {
         let completion = completion(1, index, version(0));
-        bench.tell(Event::Completion {
+        let said = bench.tell(Event::Completion {
             session: 1,
             completion,
         });
+        again += samples_for(said, 1);
     }
     let said = bench.beats(3, &[0, 1], |_| 0);
     assert!(told(&said, 0) && !told(&said, 1), "{said:?}");
-    let again = |c: &Command| matches!(c, Command::Sample { session: 1, indices, .. } if indices.len() == 4);
-    assert!(said.iter().any(again), "{said:?}");
+    assert_eq!(again + samples_for(&said, 1), 4);
     assert!(bench.status("w0").state.contains("progress_timeout_s"));
 }
 

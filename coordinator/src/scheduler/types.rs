@@ -175,18 +175,28 @@ impl Scored {
         }
     }
 
-    /// The version that sampled it, when there is exactly one.
+    /// The version that sampled its last token; `None` when the spans make no sense.
     pub fn version(&self) -> Option<Version> {
-        single_version(&self.completion)
+        versions(&self.completion)?.last().copied()
     }
 }
 
-/// The version that sampled all of a completion; `None` when it changed under way or isn't named.
-pub fn single_version(completion: &v1::Completion) -> Option<Version> {
-    match completion.versions.as_slice() {
-        [span] if span.start == 0 => Version::from_wire(span.version.as_ref()?),
-        _ => None,
+/// The versions that sampled a completion, in the order of its tokens; `None` when its spans don't
+/// cover it, or name no version. (More than one where an adapter was taken in under way.)
+pub fn versions(completion: &v1::Completion) -> Option<Vec<Version>> {
+    let spans = &completion.versions;
+    let starts = spans.iter().map(|span| span.start);
+    let ordered = starts.clone().is_sorted_by(|a, b| a < b);
+    let inside = starts
+        .clone()
+        .all(|start| start == 0 || (start as usize) < completion.tokens.len());
+    if spans.first()?.start != 0 || !ordered || !inside {
+        return None;
     }
+    spans
+        .iter()
+        .map(|span| Version::from_wire(span.version.as_ref()?))
+        .collect()
 }
 
 /// What the run is to do, and how patient to be.
@@ -208,8 +218,14 @@ pub struct Plan {
     pub eval_after: bool,
     /// Evaluate after every so many steps; 0: not between.
     pub eval_every: u64,
-    /// Policy versions that may lie between sampling a batch and training on it.
+    /// Policy versions that may lie between sampling a token and training on it. 0: lock step.
     pub max_staleness: u64,
+    /// Workers end what they sample before they take a new adapter; else they take it in between
+    /// two tokens.
+    pub drain: bool,
+    /// How often a group whose completions are all rewarded alike gives way to another prompt's
+    /// (DAPO's dynamic sampling); 0: never.
+    pub max_resamples: u32,
     /// Silence after which a worker is lost.
     pub worker_timeout: Duration,
     /// Silence after which the learner is lost.
@@ -219,6 +235,9 @@ pub struct Plan {
     /// How long the run may take until it can first sample, and later go without a worker that can
     /// sample or a learner that can train, when it needs one.
     pub start_timeout: Duration,
+    /// How long a worker may have samples without getting on with them before idle workers are given
+    /// the same: the first result counts.
+    pub stall_timeout: Duration,
     /// How long a role may have work without getting on with it before its process is told to end.
     pub progress_timeout: Duration,
     /// Workers that the run starts itself; 0: others may be started by hand at any time.
@@ -241,7 +260,7 @@ pub struct Restored {
     pub versions: Vec<Version>,
     /// Steps after which the evaluation is done.
     pub evals: Vec<u64>,
-    /// Completions of the round under way.
+    /// Completions of the rounds under way, ordered by group.
     pub completions: Vec<Arc<Scored>>,
     /// The base model's digest that the run began with.
     pub model_digest: Option<String>,
@@ -301,8 +320,8 @@ pub enum Event {
     },
     /// A completion has its verdicts.
     Scored(Arc<Scored>),
-    /// Completions that are in the journal now.
-    Recorded(Vec<(SampleId, Version)>),
+    /// Completions that are in the journal now: the very ones of `Record`.
+    Recorded(Vec<Arc<Scored>>),
     /// A learner's stream opened.
     LearnerHello {
         /// Its stream.
@@ -373,13 +392,9 @@ pub struct Timings {
     pub score: Duration,
     /// From the batch sent to its result.
     pub learn: Duration,
-}
-
-impl Timings {
-    /// The step's whole time.
-    pub fn total(&self) -> Duration {
-        self.sync + self.sample + self.score + self.learn
-    }
+    /// What the step added to the run's time: in lock step the sum of the above, else the time since
+    /// the step before (or an evaluation in between) was done.
+    pub total: Duration,
 }
 
 /// A step that is done.
@@ -393,6 +408,12 @@ pub struct StepDone {
     pub timings: Timings,
     /// Its batch: groups in order, completions in order.
     pub groups: Vec<Vec<Arc<Scored>>>,
+    /// Tokens of its completions, those of groups that gave way to others included.
+    pub tokens: u64,
+    /// Groups without spread that gave way to others.
+    pub resampled: u32,
+    /// Groups of which completions were found too old, and sampled again.
+    pub outdated: u32,
 }
 
 /// An evaluation that is done.
@@ -404,6 +425,8 @@ pub struct EvalDone {
     pub seconds: Duration,
     /// Problems in order, completions in order.
     pub groups: Vec<Vec<Arc<Scored>>>,
+    /// Tokens of its completions.
+    pub tokens: u64,
 }
 
 /// What the shell is to do.
@@ -433,6 +456,8 @@ pub enum Command {
         indices: Vec<u32>,
         /// The version to sample under.
         version: Version,
+        /// Under no other: not under a newer one that the worker takes in meanwhile.
+        exact: bool,
     },
     /// Tell a worker to forget samples.
     Cancel {

@@ -268,6 +268,7 @@ impl Stage {
                 ..SamplingParams::default()
             }),
             version: Some(self.coordinator.adapter.0.clone()),
+            exact: false,
         })
     }
 }

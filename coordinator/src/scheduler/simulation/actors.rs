@@ -1,9 +1,6 @@
 //! Workers and the learner: what they answer, and when they don't.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rand::RngExt;
 use tina_proto::v1;
@@ -12,7 +9,9 @@ use super::{
     Happening, Simulation,
     world::{MODEL, probe, tokens_of, train},
 };
-use crate::scheduler::types::{Command, Event, RoundId, SampleId, Scored, Session, Version};
+use crate::scheduler::types::{
+    Command, Event, RoundId, SampleId, Scored, Session, Version, versions,
+};
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
@@ -28,8 +27,16 @@ pub(super) struct SimWorker {
     pub(super) has_model: bool,
     pub(super) wanted: Option<Version>,
     pub(super) loaded: Option<Version>,
-    pub(super) decoding: BTreeSet<SampleId>,
+    pub(super) decoding: BTreeMap<SampleId, Decoding>,
     pub(super) unacked: BTreeMap<SampleId, v1::Completion>,
+}
+
+/// What a worker is sampling.
+pub(super) struct Decoding {
+    /// The stream that asked for it last.
+    session: Session,
+    begun: Version,
+    pub(super) exact: bool,
 }
 
 pub(super) struct SimLearner {
@@ -110,6 +117,10 @@ impl Simulation {
                 if self.rng.random_bool(self.world.mischief) {
                     return; // hangs: the deadline must help
                 }
+                let worker = &mut self.workers[index];
+                worker
+                    .decoding
+                    .retain(|_, decoding| decoding.session == session);
                 if self.rng.random_bool(self.world.mischief) {
                     let loaded = v1::AdapterLoaded {
                         version: Some(version.to_wire()),
@@ -126,23 +137,32 @@ impl Simulation {
                 group,
                 indices,
                 version,
+                exact,
                 ..
             } => {
                 let worker = &self.workers[index];
                 assert!(worker.kind == Kind::Honest, "a refused worker got work");
-                assert_eq!(
-                    worker.loaded,
-                    Some(version),
-                    "asked for an adapter it hasn't"
-                );
+                let held = worker.loaded.expect("asked before it had an adapter");
+                if exact || self.world.plan.drain {
+                    assert_eq!(held, version, "asked for an adapter it hasn't");
+                }
+                assert!(held.step >= version.step, "asked for one that is to come");
                 for index_in_group in indices {
                     let id = SampleId {
                         group,
                         index: index_in_group,
                     };
-                    self.workers[index].decoding.insert(id);
-                    let delay = self.rng.random_range(20..1500);
-                    self.later(delay, Happening::Decoded(index, process, id, version));
+                    let begun = held;
+                    let decoding = Decoding {
+                        session,
+                        begun,
+                        exact,
+                    };
+                    self.workers[index].decoding.insert(id, decoding);
+                    // Some workers stall, and others are given the same.
+                    let stalls = self.rng.random_bool(self.world.mischief);
+                    let delay = self.rng.random_range(20..1500) * if stalls { 6 } else { 1 };
+                    self.later(delay, Happening::Decoded(index, process, id));
                 }
             }
             Command::Cancel { group, indices, .. } => {
@@ -162,21 +182,32 @@ impl Simulation {
         }
     }
 
-    pub(super) fn decoded(&mut self, index: usize, id: SampleId, version: Version) {
-        if !self.workers[index].decoding.remove(&id) {
+    pub(super) fn decoded(&mut self, index: usize, id: SampleId) {
+        let worker = &mut self.workers[index];
+        let (Some(Decoding { begun, .. }), Some(held)) =
+            (worker.decoding.remove(&id), worker.loaded)
+        else {
             return;
+        };
+        // The last token is of the adapter that is held by now.
+        let mut tokens = tokens_of(begun, id);
+        let span = |start, version: Version| v1::VersionSpan {
+            start,
+            version: Some(version.to_wire()),
+        };
+        let mut versions = vec![span(0, begun)];
+        if held != begun {
+            tokens[1] = tokens_of(held, id)[1];
+            versions.push(span(1, held));
         }
-        let session = self.workers[index].session;
+        let session = worker.session;
         let spoil =
             self.rng.random_bool(self.world.mischief) && *self.spoiled.get(&id).unwrap_or(&0) < 2;
         let mut completion = v1::Completion {
             group_id: id.group,
             sample_index: id.index,
-            tokens: tokens_of(version, id),
-            versions: vec![v1::VersionSpan {
-                start: 0,
-                version: Some(version.to_wire()),
-            }],
+            tokens,
+            versions,
             ..Default::default()
         };
         if spoil && let Some(session) = session {
@@ -261,13 +292,16 @@ impl Simulation {
             }
             Command::ReplayBatch { version, .. } => {
                 let round = RoundId::train(version.step + 1);
-                let batch: Vec<Arc<Scored>> = self
-                    .journal
-                    .completions
-                    .values()
-                    .filter(|scored| RoundId::of_group(scored.completion.group_id).0 == round)
-                    .cloned()
-                    .collect();
+                // Where a group gave way to another, the last of its place.
+                let mut batch: BTreeMap<(u32, u32), Arc<Scored>> = BTreeMap::new();
+                for (id, scored) in &self.journal.completions {
+                    let (of, number) = RoundId::of_group(id.group);
+                    if of == round {
+                        let place = number % self.world.plan.groups_per_step;
+                        batch.insert((place, id.index), scored.clone());
+                    }
+                }
+                let batch: Vec<Arc<Scored>> = batch.into_values().collect();
                 self.learn(version, &batch);
             }
             _ => unreachable!(),
@@ -284,12 +318,13 @@ impl Simulation {
             batch.len(),
             (plan.groups_per_step * plan.samples_per_group) as usize
         );
+        let oldest = version.step.saturating_sub(plan.max_staleness);
         for scored in batch {
-            assert_eq!(
-                scored.version(),
-                Some(version),
-                "a batch of another version"
-            );
+            let sampled = versions(&scored.completion).expect("spans that cover it");
+            let fine = sampled
+                .iter()
+                .all(|v| (oldest..=version.step).contains(&v.step));
+            assert!(fine, "step {} trained on {sampled:?}", version.step + 1);
         }
         let tokens: Vec<Vec<u32>> = batch.iter().map(|s| s.completion.tokens.clone()).collect();
         let nonce = if self.world.nondeterministic {

@@ -22,7 +22,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Makes the writes that wait durable; returns the completions among them.
-    pub(super) fn commit(&mut self, writes: Vec<Write>, plan: &Plan) -> Vec<(SampleId, Version)> {
+    pub(super) fn commit(&mut self, writes: Vec<Write>, plan: &Plan) -> Vec<Arc<Scored>> {
         let journal = self;
         let mut recorded = Vec::new();
         for write in writes {
@@ -35,8 +35,8 @@ impl Journal {
                 }
                 Write::Completion(scored) => {
                     let id = scored.id();
-                    recorded.push((id, scored.version().unwrap()));
-                    let before = journal.completions.insert(id, scored);
+                    let before = journal.completions.insert(id, scored.clone());
+                    recorded.push(scored);
                     assert!(before.is_none(), "{id:?} was counted twice");
                 }
                 Write::Step(version, groups) => {
@@ -71,9 +71,14 @@ impl Journal {
         for (g, group) in groups.iter().enumerate() {
             assert_eq!(group.len(), shape.1 as usize);
             for (index, scored) in group.iter().enumerate() {
-                let (group, index) = (round.group(g as u32), index as u32);
-                let id = SampleId { group, index };
-                assert_eq!(scored.id(), id, "out of order");
+                let id = scored.id();
+                let (of, number) = RoundId::of_group(id.group);
+                let place = (number % shape.0) as usize;
+                assert_eq!(
+                    (of, place, id.index),
+                    (round, g, index as u32),
+                    "out of order"
+                );
                 assert_eq!(&self.completions[&id], scored);
             }
         }
