@@ -36,8 +36,8 @@ impl Scheduler {
         if self.eval_is_due() && self.learning.is_none() && !self.rounds.contains_key(&eval) {
             return Some(eval);
         }
-        let open = self.rounds.keys().rev();
-        let open = open.filter(|id| id.purpose() == Purpose::Train).next();
+        let mut newest = self.rounds.keys().rev();
+        let open = newest.find(|id| id.purpose() == Purpose::Train);
         let learning = self.learning.as_ref().map(|learning| learning.step);
         let begun = done.max(learning.unwrap_or(0));
         let next = open.map_or(begun, |id| id.step().max(begun)) + 1;

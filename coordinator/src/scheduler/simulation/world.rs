@@ -164,14 +164,10 @@ pub(super) fn expected(plan: &Plan) -> Vec<Version> {
         };
         let batch: Vec<Vec<u32>> = (0..plan.groups_per_step)
             .flat_map(|place| {
-                let tries =
-                    (0..=plan.max_resamples).map(|n| group(place + n * plan.groups_per_step));
-                let last = tries.clone().last();
-                tries
-                    .filter(|group| !lacks_spread(group))
-                    .next()
-                    .or(last)
-                    .unwrap_or_default()
+                let number = |n| place + n * plan.groups_per_step;
+                let mut tries = (0..plan.max_resamples).map(|n| group(number(n)));
+                let kept = tries.find(|group| !lacks_spread(group));
+                kept.unwrap_or_else(|| group(number(plan.max_resamples)))
             })
             .collect();
         versions.push(train(version, &batch, 0));
