@@ -1,5 +1,9 @@
 //! What whole-cluster tests share: a tiny random model on disk, a config, a running `tina up`.
 
+#![allow(dead_code, reason = "each test program uses the part that it needs")]
+
+pub(crate) mod wire;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -111,7 +115,12 @@ impl Bench {
 
     /// `tina coordinator run.toml`: the roles are started by hand, with [`Bench::join`].
     pub(crate) fn coordinator(&self, name: &str) -> Up {
-        self.start("coordinator", name, &[])
+        self.coordinator_with(name, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn coordinator_with(&self, name: &str, more: &[&str]) -> Up {
+        self.start("coordinator", name, more)
     }
 
     /// `tina eval run.toml` of a run's adapters, in this folder.
@@ -152,10 +161,15 @@ impl Bench {
 
     /// A role of that run by hand, with so many threads to compute with.
     pub(crate) fn join(&self, up: &mut Up, role: &str, threads: usize) -> Role {
+        self.join_at(&up.address(), role, threads)
+    }
+
+    /// The same, at an address.
+    pub(crate) fn join_at(&self, address: &str, role: &str, threads: usize) -> Role {
         let child = tina()
             .current_dir(self.folder.path())
             .env("RAYON_NUM_THREADS", threads.to_string())
-            .args([role, "--coordinator", &up.address()])
+            .args([role, "--coordinator", address])
             .stderr(Stdio::null())
             .spawn();
         Role(child.unwrap())
@@ -177,6 +191,36 @@ impl Bench {
         let mut select = journal.prepare(select).unwrap();
         let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
         rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// What a run was trained on, in order: step, problem, completions.
+    pub(crate) fn consumed(&self, name: &str) -> Vec<(i64, String, i64)> {
+        let journal = self.path("runs").join(name).join("run.db");
+        let journal = rusqlite::Connection::open(journal).unwrap();
+        let select = "SELECT p.step, p.problem, count(*) FROM steps s
+                      JOIN prompts p ON p.step = s.step AND p.purpose = 'train'
+                      JOIN completions c USING (group_id) GROUP BY p.group_id ORDER BY p.group_id";
+        let mut select = journal.prepare(select).unwrap();
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// The most policy versions that lie between the sampling of a token and the training on it.
+    pub(crate) fn staleness(&self, name: &str) -> i64 {
+        const SPAN: usize = 4 + 8 + 32;
+        let journal = self.path("runs").join(name).join("run.db");
+        let journal = rusqlite::Connection::open(journal).unwrap();
+        let select = "SELECT p.step, c.versions FROM completions c JOIN prompts p USING (group_id)
+                      WHERE p.purpose = 'train'";
+        let mut select = journal.prepare(select).unwrap();
+        let rows = select.query_map([], |row| {
+            let (step, spans): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            let sampled = spans
+                .chunks_exact(SPAN)
+                .map(|span| i64::from_le_bytes(span[4..12].try_into().unwrap()));
+            Ok(step - 1 - sampled.min().unwrap())
+        });
+        rows.unwrap().map(Result::unwrap).max().unwrap()
     }
 
     /// The adapter file that a run ended with.
@@ -392,6 +436,11 @@ impl Up {
     /// Sends a signal to `tina up` itself.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
+    }
+
+    /// Whether it is over.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for the end.
