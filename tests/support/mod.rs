@@ -156,6 +156,7 @@ impl Bench {
             child,
             streams,
             run,
+            token: None,
         }
     }
 
@@ -166,9 +167,15 @@ impl Bench {
 
     /// The same, at an address.
     pub(crate) fn join_at(&self, address: &str, role: &str, threads: usize) -> Role {
-        let child = tina()
+        let mut command = tina();
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+        self.join_by(command, address, role)
+    }
+
+    /// The same, by a command of one's own that takes `tina`'s arguments.
+    pub(crate) fn join_by(&self, mut command: Command, address: &str, role: &str) -> Role {
+        let child = command
             .current_dir(self.folder.path())
-            .env("RAYON_NUM_THREADS", threads.to_string())
             .args([role, "--coordinator", address])
             .stderr(Stdio::null())
             .spawn();
@@ -191,6 +198,14 @@ impl Bench {
         let mut select = journal.prepare(select).unwrap();
         let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
         rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// Steps done, from a run's journal.
+    pub(crate) fn steps_done(&self, name: &str) -> i64 {
+        let journal = self.path("runs").join(name).join("run.db");
+        let journal = rusqlite::Connection::open(journal).unwrap();
+        let last = "SELECT max(step) FROM steps";
+        journal.query_row(last, [], |row| row.get(0)).unwrap()
     }
 
     /// What a run was trained on, in order: step, problem, completions.
@@ -301,6 +316,8 @@ pub(crate) struct Up {
     child: Child,
     streams: Option<(thread::JoinHandle<String>, thread::JoinHandle<String>)>,
     run: PathBuf,
+    /// What it asks of those who dial in.
+    pub(crate) token: Option<String>,
 }
 
 /// How a run ended.
@@ -361,6 +378,7 @@ impl Up {
     ) -> Option<T> {
         let options = ClientOptions {
             url: self.address(),
+            token: self.token.clone(),
             ..ClientOptions::default()
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
