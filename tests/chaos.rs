@@ -223,3 +223,17 @@ fn in_lock_step_the_adapter_is_the_same_to_the_byte_wherever_a_process_is_killed
         );
     }
 }
+#[test]
+fn ahead_of_the_learner_every_prompt_is_trained_on_as_often_wherever_a_process_is_killed() {
+    const AHEAD: &[&str] = &["--set", "algorithm.max_staleness=2"];
+    let bench = Bench::new();
+    let traffic = undisturbed(&bench, "whole", AHEAD);
+    let whole = bench.consumed("whole");
+    for victim in VICTIMS {
+        let name = format!("killed-{victim:?}");
+        chaos(&bench, &name, AHEAD, victim, &traffic);
+        assert_eq!(bench.consumed(&name), whole, "killing the {victim:?}");
+        let staleness = bench.staleness(&name);
+        assert!(staleness <= 2, "trained on tokens {staleness} versions old");
+    }
+}

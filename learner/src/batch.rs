@@ -22,6 +22,17 @@ pub enum BatchError {
         /// The learner's own.
         held: String,
     },
+    /// The batch was sampled by versions that this learner did not make.
+    #[error(
+        "tokens of the batch were sampled by version {version}, which this learner, at {held}, \
+         never made"
+    )]
+    ForeignVersion {
+        /// One of them.
+        version: String,
+        /// The learner's own.
+        held: String,
+    },
     /// A group came without a step to belong to, or a step ended that had not begun.
     #[error("{what} came outside of a step; send BeginStep first")]
     OutsideStep {
@@ -114,6 +125,8 @@ pub struct Sample {
 #[derive(Debug)]
 pub struct Assembly {
     limits: Limits,
+    /// Versions that may have sampled its tokens.
+    known: Vec<PolicyVersion>,
     expected: u32,
     seen: BTreeSet<u64>,
     received: u64,
@@ -122,12 +135,28 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Starts a batch; `held` is the version that the learner holds.
-    pub fn begin(begin: BeginStep, held: &PolicyVersion, limits: Limits) -> Self {
+    /// Starts a batch; `held` is the version that the learner holds, `made` those before it that it
+    /// remembers.
+    pub fn begin(
+        begin: BeginStep,
+        held: &PolicyVersion,
+        made: &[PolicyVersion],
+        limits: Limits,
+    ) -> Self {
         let asked = begin.version.unwrap_or_default();
+        let foreign = |version: &&PolicyVersion| {
+            let own = made.iter().chain([held]);
+            let mut own = own.filter(|own| own.step == version.step);
+            version.step > held.step || own.any(|own| own != *version)
+        };
         let error = if asked != *held {
             Some(BatchError::UnknownVersion {
                 asked: asked.short().to_string(),
+                held: held.short().to_string(),
+            })
+        } else if let Some(version) = begin.known.iter().find(foreign) {
+            Some(BatchError::ForeignVersion {
+                version: version.short().to_string(),
                 held: held.short().to_string(),
             })
         } else if begin.groups == 0 {
@@ -140,6 +169,7 @@ impl Assembly {
         };
         Self {
             limits,
+            known: begin.known,
             expected: begin.groups,
             seen: BTreeSet::new(),
             received: 0,
@@ -309,7 +339,7 @@ impl Assembly {
         }
     }
 
-    /// Every token was sampled by the version that the step starts from.
+    /// Every token was sampled by the version that the step starts from, or one that was announced.
     fn check_versions(&self, completion: &Completion) -> Result<(), String> {
         let spans = &completion.versions;
         if spans.first().is_none_or(|first| first.start != 0) {
@@ -323,14 +353,16 @@ impl Assembly {
             return Err("its version spans are out of order".to_owned());
         }
         let held = &self.batch.version;
+        let known = |version: &PolicyVersion| version == held || self.known.contains(version);
         match spans
             .iter()
-            .find(|span| span.version.as_ref() != Some(held))
+            .find(|span| !span.version.as_ref().is_some_and(known))
         {
             Some(span) => {
                 let found = span.version.clone().unwrap_or_default();
                 Err(format!(
-                    "sampled by version {} from token {} on; this learner holds {}",
+                    "sampled by version {} from token {} on, which was not announced; this learner \
+                     holds {}",
                     found.short(),
                     span.start,
                     held.short()

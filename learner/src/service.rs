@@ -297,8 +297,10 @@ impl Learner {
             match session.next().await? {
                 Command::BeginStep(begin) => {
                     let engine = self.idle()?;
-                    let held = engine.trainer()?.version().clone();
-                    assembly = Some(Assembly::begin(begin, &held, engine.limits()));
+                    let trainer = engine.trainer()?;
+                    let made: Vec<_> = trainer.made().cloned().collect();
+                    let held = trainer.version();
+                    assembly = Some(Assembly::begin(begin, held, &made, engine.limits()));
                 }
                 Command::Group(group) => match &mut assembly {
                     Some(assembly) => assembly.push(group),

@@ -1,6 +1,6 @@
 //! The learner's state between steps, and what a step makes of it.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use candle_core::Tensor;
 use tina_model::{Adapter, Decoder, Distribution, Dropout, ModelError, PassShape};
@@ -61,8 +61,13 @@ pub struct Trainer {
     optimiser: AdamW,
     version: PolicyVersion,
     parent: Option<PolicyVersion>,
+    /// The versions before it that this trainer made or went on from, oldest first.
+    made: VecDeque<PolicyVersion>,
     result: Option<StepResult>,
 }
+
+/// Versions that are remembered: more than a run may sample ahead.
+const REMEMBERED: usize = 256;
 
 impl Trainer {
     /// Version 0: the adapter that the run's seed gives.
@@ -80,6 +85,7 @@ impl Trainer {
             optimiser,
             version,
             parent: None,
+            made: VecDeque::new(),
             result: None,
         })
     }
@@ -108,6 +114,7 @@ impl Trainer {
             bytes: checkpoint.adapter.into(),
             optimiser,
             version: checkpoint.version,
+            made: checkpoint.parent.iter().cloned().collect(),
             parent: checkpoint.parent,
             result: checkpoint.result,
         })
@@ -156,6 +163,11 @@ impl Trainer {
     /// The version that the last step started from; none for version 0.
     pub fn parent(&self) -> Option<&PolicyVersion> {
         self.parent.as_ref()
+    }
+
+    /// The versions before it that are remembered.
+    pub fn made(&self) -> impl Iterator<Item = &PolicyVersion> {
+        self.made.iter()
     }
 
     /// The adapter as safetensors: what the version's digest is of.
@@ -276,7 +288,12 @@ impl Trainer {
         self.adapter = adapter;
         self.optimiser = optimiser;
         self.bytes = bytes;
-        self.parent = Some(std::mem::replace(&mut self.version, version));
+        let parent = std::mem::replace(&mut self.version, version);
+        self.made.push_back(parent.clone());
+        if self.made.len() > REMEMBERED {
+            self.made.pop_front();
+        }
+        self.parent = Some(parent);
         self.result = Some(result.clone());
         Ok(result)
     }

@@ -1,6 +1,9 @@
 //! What the scheduler commands, done: onto the wire, into the journal, to the scorer.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use tina_proto::v1::{self, LearnerCommand, WorkerCommand, learner_command, worker_command};
 
@@ -11,7 +14,7 @@ use super::{
 use crate::{
     data::Prompt,
     journal::Write,
-    scheduler::types::{Command, Event, RoundId, Scored, Session, Version},
+    scheduler::types::{Command, Event, RoundId, Scored, Session, Version, versions},
     scoring::Unscored,
     status::{eval_record, step_record},
 };
@@ -286,9 +289,15 @@ impl Shell {
     ) -> Option<Event> {
         let step = version.step + 1;
         let round = RoundId::train(step);
+        let sampled_by = groups
+            .iter()
+            .flatten()
+            .filter_map(|scored| versions(&scored.completion));
+        let known: BTreeSet<Version> = sampled_by.flatten().collect();
         let begin = v1::BeginStep {
             version: Some(version.to_wire()),
             groups: groups.len() as u32,
+            known: known.into_iter().map(Version::to_wire).collect(),
         };
         let params = self.parts.prompts.params(round).clone();
         let group = |group: &Vec<Arc<Scored>>| {

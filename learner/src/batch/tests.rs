@@ -50,8 +50,10 @@ fn begin(groups: u32) -> Assembly {
         BeginStep {
             version: Some(version()),
             groups,
+            known: Vec::new(),
         },
         &version(),
+        &[],
         LIMITS,
     )
 }
@@ -98,8 +100,9 @@ fn a_step_from_another_version_is_refused() {
         let begin = BeginStep {
             version: Some(other),
             groups: 1,
+            known: Vec::new(),
         };
-        let mut assembly = Assembly::begin(begin, &version(), LIMITS);
+        let mut assembly = Assembly::begin(begin, &version(), &[], LIMITS);
         assembly.push(group(1));
         let error = assembly.finish(&EndStep { step: 5 }).unwrap_err();
         assert!(
@@ -122,6 +125,39 @@ fn a_completion_of_another_version_is_refused_by_name() {
         error.contains("group 2, sample 1") && error.contains("3:09090909"),
         "{error}"
     );
+}
+
+#[test]
+fn older_versions_count_when_they_are_announced_and_none_that_the_learner_did_not_make() {
+    let older = PolicyVersion::new(3, [9; 32]);
+    let batch = |known: PolicyVersion, made: &[PolicyVersion]| {
+        let begin = BeginStep {
+            version: Some(version()),
+            groups: 1,
+            known: vec![known],
+        };
+        let mut assembly = Assembly::begin(begin, &version(), made, LIMITS);
+        let mut group = group(2);
+        let completion = group.completions[0].completion.as_mut().unwrap();
+        let (start, version) = (0, Some(older.clone()));
+        completion
+            .versions
+            .insert(0, VersionSpan { start, version });
+        completion.versions[1].start = 1;
+        assembly.push(group);
+        assembly.finish(&EndStep { step: 5 })
+    };
+    assert!(batch(older.clone(), &[]).is_ok());
+    assert!(batch(older.clone(), std::slice::from_ref(&older)).is_ok());
+    let another = PolicyVersion::new(3, [1; 32]);
+    let to_come = PolicyVersion::new(5, [9; 32]);
+    for (known, made) in [(older.clone(), vec![another]), (to_come, vec![])] {
+        let error = batch(known, &made).unwrap_err();
+        assert!(
+            matches!(error, BatchError::ForeignVersion { .. }),
+            "{error}"
+        );
+    }
 }
 
 #[test]

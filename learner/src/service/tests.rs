@@ -100,8 +100,12 @@ impl Peer {
     async fn send(&self, batch: &Batch) {
         let version = Some(batch.version.clone());
         let groups = batch.groups.len() as u32;
-        self.say(Command::BeginStep(BeginStep { version, groups }))
-            .await;
+        self.say(Command::BeginStep(BeginStep {
+            version,
+            groups,
+            known: Vec::new(),
+        }))
+        .await;
         for group in wire(batch) {
             self.say(Command::Group(group)).await;
         }
