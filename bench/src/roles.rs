@@ -228,6 +228,7 @@ impl Roles {
                     // All different and none the mean, so that every completion has an advantage.
                     reward: Some(f64::from(completion.sample_index + 1).ln()),
                     truncated: true,
+                    staleness: (0, 0),
                 });
                 Group {
                     id: task.group_id,

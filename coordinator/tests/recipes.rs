@@ -114,8 +114,8 @@ fn every_recipe_has_the_papers_numbers() {
         assert!(!algorithm.mask_truncated);
         let dr_grpo = (algorithm.loss, algorithm.advantage);
         let expected = match name {
-            "open_rs3_drgrpo" => (Loss::DrGrpo, Advantage::Unscaled),
-            _ => (Loss::Grpo, Advantage::Group),
+            "open_rs3_drgrpo" => (Loss::DrGrpo, Some(Advantage::Unscaled)),
+            _ => (Loss::Grpo, Some(Advantage::Group)),
         };
         assert_eq!(dr_grpo, expected, "{name}");
     }

@@ -119,6 +119,27 @@ pub struct Sample {
     pub reward: Option<f64>,
     /// It hit the token limit.
     pub truncated: bool,
+    /// Policy versions between the sampling of each token and the step, summed up, and at most.
+    pub staleness: (u64, u64),
+}
+
+impl Batch {
+    fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.groups.iter().flat_map(|group| &group.samples)
+    }
+
+    /// Policy versions between the sampling of a token and the step, on average.
+    pub fn staleness_mean(&self) -> f64 {
+        let tokens: usize = self.samples().map(|sample| sample.tokens.len()).sum();
+        let sum: u64 = self.samples().map(|sample| sample.staleness.0).sum();
+        sum as f64 / tokens.max(1) as f64
+    }
+
+    /// The same, at most.
+    pub fn staleness_max(&self) -> u64 {
+        let all = self.samples().map(|sample| sample.staleness.1);
+        all.max().unwrap_or(0)
+    }
 }
 
 /// A batch on its way in. The first thing wrong with it decides; what follows is dropped.
@@ -321,6 +342,7 @@ impl Assembly {
         };
         Ok(Sample {
             index,
+            staleness: self.staleness(&completion),
             tokens: completion.tokens,
             logprobs: completion.logprobs,
             reward: trained.judged.then_some(trained.reward),
@@ -337,6 +359,21 @@ impl Assembly {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Of spans that are checked.
+    fn staleness(&self, completion: &Completion) -> (u64, u64) {
+        let spans = completion.versions.iter();
+        let next = spans.clone().skip(1).map(|span| u64::from(span.start));
+        let ends = next.chain([completion.tokens.len() as u64]);
+        let (mut sum, mut most) = (0, 0);
+        for (span, end) in spans.zip(ends) {
+            let step = span.version.as_ref().map_or(0, |version| version.step);
+            let age = self.batch.version.step.saturating_sub(step);
+            sum += age * end.saturating_sub(u64::from(span.start));
+            most = most.max(age);
+        }
+        (sum, most)
     }
 
     /// Every token was sampled by the version that the step starts from, or one that was announced.

@@ -36,7 +36,7 @@ impl StepMemory {
         Self {
             pass: decoder.pass_memory(shape, Some(&settings.lora)),
             adapter: floats * size_of::<f32>(),
-            base: settings.loss.kl_beta > 0.0,
+            base: settings.loss.kl.in_loss(),
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let mut settings = testing::settings();
         settings.lora.rank = 16;
         settings.lora.target_modules = LoraModule::ALL.to_vec();
-        settings.loss.kl_beta = kl_beta;
+        settings.loss.kl.beta = kl_beta;
         settings.micro_batch_tokens = 1024;
         let mut trainer = Trainer::init(decoder.clone(), settings.clone()).unwrap();
         // 4 passes of 1 prompt of 40 tokens with 15 completions of 64.
@@ -177,6 +177,7 @@ mod tests {
                         logprobs: vec![-9.0; 64],
                         reward: Some(f64::from(s % 2)),
                         truncated: false,
+                        staleness: (0, 0),
                     })
                     .collect(),
                 id: u64::from(g),

@@ -6,7 +6,7 @@ use tina_proto::v1::{AlgorithmSpec, LearnerSpec, LoraSpec, RunSpec};
 use crate::{
     adamw::AdamWConfig,
     advantage::Scale,
-    loss::{Aggregation, Loss},
+    loss::{Estimator, Importance, Kl, Loss, Name, Recipe},
     schedule::Schedule,
 };
 
@@ -136,14 +136,18 @@ impl TrainSettings {
         algorithm: &AlgorithmSpec,
         learner: &LearnerSpec,
     ) -> Result<Self, SpecError> {
+        let name = algorithm.loss.parse::<Name>();
+        let recipe = name.map_err(|e| bad("algorithm.loss", e))?.recipe();
         Ok(Self {
             seed: spec.seed,
             lora: lora_config(lora)?,
-            loss: loss(algorithm)?,
-            advantage: algorithm
-                .advantage
-                .parse::<Scale>()
-                .map_err(|e| bad("algorithm.advantage", e))?,
+            loss: loss(algorithm, &recipe)?,
+            advantage: match algorithm.advantage.as_str() {
+                "" => recipe.advantage,
+                named => named
+                    .parse::<Scale>()
+                    .map_err(|e| bad("algorithm.advantage", e))?,
+            },
             max_completion_tokens: at_least_one(
                 "algorithm.max_completion_tokens",
                 algorithm.max_completion_tokens.into(),
@@ -181,16 +185,42 @@ impl TrainSettings {
     }
 }
 
-fn loss(spec: &AlgorithmSpec) -> Result<Loss, SpecError> {
-    Ok(Loss {
-        aggregation: spec
-            .loss
-            .parse::<Aggregation>()
-            .map_err(|e| bad("algorithm.loss", e))?,
-        clip_low: within("algorithm.clip_low", spec.clip_low, 0.0, 1.0)?,
-        clip_high: within("algorithm.clip_high", spec.clip_high, 0.0, f64::MAX)?,
-        kl_beta: within("algorithm.kl_beta", spec.kl_beta, 0.0, f64::MAX)?,
-    })
+/// The loss of that name, with what the specification says otherwise.
+fn loss(spec: &AlgorithmSpec, recipe: &Recipe) -> Result<Loss, SpecError> {
+    let mut loss = Loss::of(recipe);
+    if let Some(low) = spec.clip_low {
+        loss.clip.low = within("algorithm.clip_low", low, 0.0, 1.0)?;
+    }
+    if let Some(high) = spec.clip_high {
+        loss.clip.high = within("algorithm.clip_high", high, 0.0, f64::MAX)?;
+    }
+    loss.kl = Kl {
+        beta: within("algorithm.kl_beta", spec.kl_beta, 0.0, f64::MAX)?,
+        estimator: spec
+            .kl_estimator
+            .parse::<Estimator>()
+            .map_err(|e| bad("algorithm.kl_estimator", e))?,
+        in_reward: match spec.kl_in.as_str() {
+            "loss" | "" => false,
+            "reward" => true,
+            other => {
+                let problem = format!("unknown place \"{other}\": \"loss\" or \"reward\"");
+                return Err(bad("algorithm.kl_in", problem));
+            }
+        },
+    };
+    loss.importance = match spec.importance.as_str() {
+        "none" | "" => None,
+        level => Some(Importance {
+            level: level.parse().map_err(|e| bad("algorithm.importance", e))?,
+            cap: within("algorithm.importance_cap", spec.importance_cap, 1.0, 1e6)?,
+            mode: spec
+                .importance_mode
+                .parse()
+                .map_err(|e| bad("algorithm.importance_mode", e))?,
+        }),
+    };
+    Ok(loss)
 }
 
 fn lora_config(spec: &LoraSpec) -> Result<LoraConfig, SpecError> {
@@ -217,6 +247,7 @@ mod tests {
     use tina_proto::v1::ModelSpec;
 
     use super::*;
+    use crate::loss::importance::{Level, Mode};
 
     fn spec() -> RunSpec {
         RunSpec {
@@ -235,13 +266,18 @@ mod tests {
             }),
             algorithm: Some(AlgorithmSpec {
                 loss: "dapo".to_owned(),
-                clip_low: 0.2,
-                clip_high: 0.28,
+                clip_low: None,
+                clip_high: Some(0.3),
                 kl_beta: 0.04,
                 iterations: 2,
                 mask_truncated: true,
                 advantage: "unscaled".to_owned(),
                 max_completion_tokens: 48,
+                kl_estimator: "k2".to_owned(),
+                kl_in: "reward".to_owned(),
+                importance: "sequence".to_owned(),
+                importance_cap: 3.0,
+                importance_mode: "mask".to_owned(),
             }),
             learner: Some(LearnerSpec {
                 lr: 1e-5,
@@ -269,8 +305,17 @@ mod tests {
         let settings = Settings::from_spec(&spec()).unwrap();
         let train = settings.train;
         assert_eq!(train.lora.target_modules, [LoraModule::Q, LoraModule::Down]);
-        assert_eq!(train.loss.aggregation, Aggregation::TokenMean);
-        assert_eq!((train.loss.clip_high, train.loss.kl_beta), (0.28, 0.04));
+        let loss = train.loss;
+        assert_eq!(loss.aggregation, Name::Dapo.recipe().aggregation);
+        assert_eq!((loss.clip.low, loss.clip.high), (0.2, 0.3));
+        assert_eq!((loss.kl.beta, loss.kl.in_reward), (0.04, true));
+        assert_eq!(loss.kl.estimator, Estimator::K2);
+        let importance = loss.importance.unwrap();
+        assert_eq!(
+            (importance.level, importance.mode),
+            (Level::Sequence, Mode::Mask)
+        );
+        assert_eq!(importance.cap, 3.0);
         assert_eq!(
             (train.iterations, train.mask_truncated, train.memory),
             (2, true, Some(5000))
@@ -288,7 +333,7 @@ mod tests {
     #[test]
     fn a_value_that_cannot_be_is_named() {
         type Spoil = fn(&mut RunSpec);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 16] = [
             ("model:", |s| s.model = None),
             ("model.source", |s| {
                 s.model.as_mut().unwrap().source = "hf:".to_owned()
@@ -301,7 +346,22 @@ mod tests {
                 s.algorithm.as_mut().unwrap().loss = "ppo".to_owned()
             }),
             ("algorithm.advantage", |s| {
-                s.algorithm.as_mut().unwrap().advantage.clear()
+                s.algorithm.as_mut().unwrap().advantage = "none".to_owned()
+            }),
+            ("algorithm.kl_estimator", |s| {
+                s.algorithm.as_mut().unwrap().kl_estimator = "k4".to_owned()
+            }),
+            ("algorithm.kl_in", |s| {
+                s.algorithm.as_mut().unwrap().kl_in = "data".to_owned()
+            }),
+            ("algorithm.importance:", |s| {
+                s.algorithm.as_mut().unwrap().importance = "group".to_owned()
+            }),
+            ("algorithm.importance_cap", |s| {
+                s.algorithm.as_mut().unwrap().importance_cap = 0.5
+            }),
+            ("algorithm.importance_mode", |s| {
+                s.algorithm.as_mut().unwrap().importance_mode.clear()
             }),
             ("algorithm.max_completion_tokens", |s| {
                 s.algorithm.as_mut().unwrap().max_completion_tokens = 0

@@ -12,7 +12,7 @@ use tina_model::{
 };
 
 use crate::{
-    advantage::group_advantages,
+    advantage::advantages,
     batch::Batch,
     loss::{Loss, LossStats, Normaliser, Terms},
     memory::StepMemory,
@@ -84,45 +84,112 @@ struct Pass {
     cut: MicroBatch,
     /// Log-probs under the base model, once they are computed.
     base: Option<Vec<f32>>,
+    /// Log-probs under the adapter that the step starts from, once they are computed.
+    start: Option<Vec<f32>>,
+}
+
+impl Pass {
+    fn new(cut: MicroBatch) -> Self {
+        Self {
+            cut,
+            base: None,
+            start: None,
+        }
+    }
+}
+
+/// What is taken off the reward of every completion, group by group, where the divergence from the
+/// base model is no part of the loss; needs a pass of the base model over all of them.
+pub(crate) fn penalties(
+    batch: &Batch,
+    decoder: &Decoder,
+    settings: &TrainSettings,
+    progress: &Progress,
+    cost: &mut Cost,
+) -> Result<Vec<Vec<f64>>, TrainError> {
+    let none = |group: &crate::batch::Group| vec![0.0; group.samples.len()];
+    let mut penalties: Vec<Vec<f64>> = batch.groups.iter().map(none).collect();
+    let kl = settings.loss.kl;
+    if kl.beta == 0.0 || !kl.in_reward {
+        return Ok(penalties);
+    }
+    let shapes: Vec<GroupShape> = (0..batch.groups.len())
+        .map(|index| shape(batch, index, |_, sample| sample.reward.is_some()))
+        .collect();
+    for cut in cut(&shapes, settings.micro_batch_tokens) {
+        if progress.is_cancelled() {
+            return Err(TrainError::Cancelled);
+        }
+        let started = Instant::now();
+        let packed = Packed::new(batch, &cut);
+        let scored = packed.forward(decoder, None, &ForwardOptions::default())?.1;
+        let mut rest = &scored[..];
+        for &(group, sample) in &packed.completions {
+            let sampled = &batch.groups[group].samples[sample].logprobs;
+            let (own, after) = rest.split_at(sampled.len());
+            rest = after;
+            let base: Vec<f32> = own.iter().map(|token| token.logprob).collect();
+            penalties[group][sample] = kl.beta * kl.estimator.of_completion(&base, sampled);
+        }
+        cost.rows_forwarded += packed.rows.len() as u64;
+        cost.seconds_forward += started.elapsed().as_secs_f64();
+    }
+    Ok(penalties)
+}
+
+/// A group's completions that go through a pass.
+fn shape(
+    batch: &Batch,
+    index: usize,
+    goes: impl Fn(usize, &crate::batch::Sample) -> bool,
+) -> GroupShape {
+    let group = &batch.groups[index];
+    let samples = group.samples.iter().enumerate();
+    let same = |other: &crate::batch::Group| other.distribution == group.distribution;
+    GroupShape {
+        group: index,
+        prompt: group.prompt.len(),
+        samples: samples
+            .filter(|(s, sample)| goes(*s, sample))
+            .map(|(s, sample)| (s, sample.tokens.len()))
+            .collect(),
+        kind: batch.groups.iter().position(same).unwrap_or(index),
+    }
 }
 
 impl<'a> Work<'a> {
     /// Completions that could not be judged, and truncated ones where those are masked, are not in
     /// the loss. One with advantage 0 is, but needs no pass where there is no KL term: it adds
-    /// exactly nothing.
-    pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings) -> Self {
+    /// exactly nothing. `penalties`: see [`penalties`].
+    pub(crate) fn new(batch: &'a Batch, settings: &TrainSettings, penalties: &[Vec<f64>]) -> Self {
         let completions = batch.groups.iter().map(|group| group.samples.len()).sum();
         let mut normaliser = Normaliser::new(completions, settings.max_completion_tokens);
-        let mut advantages = Vec::with_capacity(batch.groups.len());
+        let rewards: Vec<Vec<Option<f64>>> = batch
+            .groups
+            .iter()
+            .zip(penalties)
+            .map(|(group, penalties)| {
+                let pairs = group.samples.iter().zip(penalties);
+                pairs
+                    .map(|(sample, penalty)| Some(sample.reward? - penalty))
+                    .collect()
+            })
+            .collect();
+        let advantages = advantages(&rewards, settings.advantage);
+        let in_loss = |sample: &crate::batch::Sample| {
+            sample.reward.is_some() && !(settings.mask_truncated && sample.truncated)
+        };
         let mut shapes = Vec::with_capacity(batch.groups.len());
         for (index, group) in batch.groups.iter().enumerate() {
-            let rewards: Vec<_> = group.samples.iter().map(|sample| sample.reward).collect();
-            let own = group_advantages(&rewards, settings.advantage);
-            let mut samples = Vec::new();
-            for (s, sample) in group.samples.iter().enumerate() {
-                if sample.reward.is_none() || (settings.mask_truncated && sample.truncated) {
-                    continue;
-                }
-                normaliser.count(sample.tokens.len());
-                if own[s] != 0.0 || settings.loss.kl_beta > 0.0 {
-                    samples.push((s, sample.tokens.len()));
-                }
-            }
-            let same = |g: &crate::batch::Group| g.distribution == group.distribution;
-            let kind = batch.groups.iter().position(same).unwrap_or(index);
-            shapes.push(GroupShape {
-                group: index,
-                prompt: group.prompt.len(),
-                samples,
-                kind,
-            });
-            advantages.push(own);
+            let counted = group.samples.iter().filter(|sample| in_loss(sample));
+            counted.for_each(|sample| normaliser.count(index, sample.tokens.len()));
+            let own = &advantages[index];
+            shapes.push(shape(batch, index, |s, sample| {
+                in_loss(sample) && (own[s] != 0.0 || settings.loss.kl.in_loss())
+            }));
         }
         let passes = cut(&shapes, settings.micro_batch_tokens);
-        let passes = passes
-            .into_iter()
-            .map(|cut| Pass { cut, base: None })
-            .collect();
+        let passes = passes.into_iter().map(Pass::new).collect();
         Self {
             batch,
             advantages,
@@ -164,7 +231,7 @@ impl<'a> Work<'a> {
             }
             let started = Instant::now();
             let packed = Packed::new(batch, &pass.cut);
-            if settings.loss.kl_beta > 0.0 && pass.base.is_none() {
+            if settings.loss.kl.in_loss() && pass.base.is_none() {
                 let scored = packed.forward(decoder, None, &ForwardOptions::default())?.1;
                 pass.base = Some(scored.iter().map(|token| token.logprob).collect());
                 cost.rows_forwarded += packed.rows.len() as u64;
@@ -177,11 +244,13 @@ impl<'a> Work<'a> {
                 .iter()
                 .map(|token| f64::from(token.entropy))
                 .sum::<f64>();
+            let new: Vec<f32> = scored.iter().map(|token| token.logprob).collect();
+            let start = pass.start.get_or_insert_with(|| new.clone());
             let slopes = packed.loss(
                 &settings.loss,
-                advantages,
-                normaliser,
-                &scored,
+                (advantages, normaliser),
+                &new,
+                start,
                 pass.base.as_deref(),
                 &mut stats,
             );
@@ -281,24 +350,25 @@ impl<'a> Packed<'a> {
         Ok((tape, scored))
     }
 
-    /// d loss / d log-prob of every target.
+    /// d loss / d log-prob of every target; log-probs are those of the targets in order.
     fn loss(
         &self,
         loss: &Loss,
-        advantages: &[Vec<f64>],
-        normaliser: &Normaliser,
-        scored: &[TokenLogProb],
+        (advantages, normaliser): (&[Vec<f64>], &Normaliser),
+        new: &[f32],
+        start: &[f32],
         base: Option<&[f32]>,
         stats: &mut LossStats,
     ) -> Vec<f32> {
-        let new: Vec<f32> = scored.iter().map(|token| token.logprob).collect();
         let mut slopes = Vec::with_capacity(new.len());
         for &(group, sample) in &self.completions {
             let sampled = &self.batch.groups[group].samples[sample].logprobs;
             let span = slopes.len()..slopes.len() + sampled.len();
             let terms = Terms {
+                group,
                 advantage: advantages[group][sample],
                 sampled,
+                start: &start[span.clone()],
                 new: &new[span.clone()],
                 base: base.map(|base| &base[span]),
             };

@@ -12,7 +12,7 @@ use crate::{
     adamw::AdamWConfig,
     advantage::Scale,
     batch::{Batch, Group, Sample},
-    loss::{Aggregation, Loss},
+    loss::{Loss, Name},
     schedule::Schedule,
     settings::TrainSettings,
 };
@@ -44,12 +44,7 @@ pub(crate) fn settings() -> TrainSettings {
             rslora: false,
             target_modules: LoraModule::ALL.to_vec(),
         },
-        loss: Loss {
-            aggregation: Aggregation::SequenceMean,
-            clip_low: 0.2,
-            clip_high: 0.2,
-            kl_beta: 0.0,
-        },
+        loss: Loss::of(&Name::Grpo.recipe()),
         advantage: Scale::GroupStd,
         max_completion_tokens: 16,
         mask_truncated: false,
@@ -124,6 +119,7 @@ pub(crate) fn batch(decoder: &Decoder, adapter: &Adapter, version: &PolicyVersio
                 // No reward is the group's mean, so every completion has an advantage.
                 reward: Some(f64::from(s * s + g)),
                 truncated: false,
+                staleness: (0, 0),
             }
         });
         let samples = samples.collect();

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use candle_core::Tensor;
 use tina_model::{Adapter, Decoder, Distribution, Dropout, ModelError, PassShape};
 use tina_proto::v1::{PolicyVersion, StepMetrics, StepResult};
+use tracing::warn;
 
 use crate::{
     adamw::{AdamW, clip_scale, global_norm},
@@ -15,7 +16,7 @@ use crate::{
     memory::StepMemory,
     moments, seed,
     settings::TrainSettings,
-    step::{BatchGradient, Cost, Progress, Work},
+    step::{BatchGradient, Cost, Progress, Work, penalties},
 };
 
 /// Why a step can't be made.
@@ -27,10 +28,10 @@ pub enum TrainError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
-    /// Infinite gradients, or worse.
+    /// Infinite gradients, or worse, in one step after the other.
     #[error(
-        "step {step}: the gradient's norm is {norm}; lower learner.lr, or set learner.max_grad_norm \
-         if it is 0"
+        "step {step}: the gradient's norm is {norm}, for the {MAX_SKIPPED}rd step in a row; lower \
+         learner.lr, or set learner.max_grad_norm if it is 0"
     )]
     NotFinite {
         /// The step that was to be made.
@@ -64,7 +65,12 @@ pub struct Trainer {
     /// The versions before it that this trainer made or went on from, oldest first.
     made: VecDeque<PolicyVersion>,
     result: Option<StepResult>,
+    /// Steps that were skipped, the last ones, for want of a finite gradient.
+    skipped: u32,
 }
+
+/// Steps in a row whose gradient is not finite before the learner gives up.
+const MAX_SKIPPED: u32 = 3;
 
 /// Versions that are remembered: more than a run may sample ahead.
 const REMEMBERED: usize = 256;
@@ -87,6 +93,7 @@ impl Trainer {
             parent: None,
             made: VecDeque::new(),
             result: None,
+            skipped: 0,
         })
     }
 
@@ -117,6 +124,7 @@ impl Trainer {
             made: checkpoint.parent.iter().cloned().collect(),
             parent: checkpoint.parent,
             result: checkpoint.result,
+            skipped: 0,
         })
     }
 
@@ -217,13 +225,15 @@ impl Trainer {
         let settings = &self.settings;
         let index = self.version.step;
         let lr = settings.schedule.lr(index);
-        let mut work = Work::new(batch, settings);
+        let mut cost = Cost::default();
+        let penalties = penalties(batch, &self.decoder, settings, progress, &mut cost)?;
+        let mut work = Work::new(batch, settings, &penalties);
         progress.begin(work.completions() * settings.iterations as usize);
 
         let (mut adapter, mut optimiser) = (self.adapter.clone(), self.optimiser.clone());
-        let mut cost = Cost::default();
         let mut seconds_optimizer = 0.0;
         let mut passes = Vec::new();
+        let mut skipped = false;
         for iteration in 0..settings.iterations {
             let dropout = (settings.lora.dropout > 0.0).then(|| Dropout {
                 p: settings.lora.dropout,
@@ -248,10 +258,21 @@ impl Trainer {
             };
             let norm = global_norm(&gradients)?;
             if !norm.is_finite() {
-                return Err(TrainError::NotFinite {
-                    step: index + 1,
-                    norm,
-                });
+                self.skipped += 1;
+                if self.skipped >= MAX_SKIPPED {
+                    return Err(TrainError::NotFinite {
+                        step: index + 1,
+                        norm,
+                    });
+                }
+                warn!(
+                    step = index + 1,
+                    norm, "the gradient is not finite: the step leaves the adapter as it is"
+                );
+                (adapter, optimiser) = (self.adapter.clone(), self.optimiser.clone());
+                passes.clear();
+                skipped = true;
+                break;
             }
             let scale = clip_scale(norm, settings.max_grad_norm);
             adapter =
@@ -261,6 +282,9 @@ impl Trainer {
             passes.push((pass, norm));
         }
 
+        if !skipped {
+            self.skipped = 0;
+        }
         let bytes: Arc<[u8]> = adapter.to_safetensors()?.into();
         let version = PolicyVersion::of_bytes(index + 1, &bytes);
         let probe_logprobs = self.decoder.sequence_log_probs(
@@ -276,6 +300,9 @@ impl Trainer {
             seconds_optimizer,
             seconds_total: started.elapsed().as_secs_f64(),
             peak_rss_bytes: host::peak_rss_bytes(),
+            staleness_mean: batch.staleness_mean(),
+            staleness_max: batch.staleness_max(),
+            skipped,
             ..metrics(&passes)
         };
         let result = StepResult {
@@ -318,6 +345,8 @@ fn metrics(passes: &[(BatchGradient, f64)]) -> StepMetrics {
         all.tokens += stats.tokens;
         all.kl += stats.kl;
         all.ratio += stats.ratio;
+        all.ratio_squared += stats.ratio_squared;
+        all.corrected += stats.corrected;
         all.clipped += stats.clipped;
         metrics.ratio_max = metrics.ratio_max.max(stats.ratio_max);
         metrics.loss += stats.loss / count;
@@ -334,6 +363,8 @@ fn metrics(passes: &[(BatchGradient, f64)]) -> StepMetrics {
         entropy: all.per_token(metrics.entropy),
         ratio_mean: all.per_token(all.ratio),
         clip_fraction: all.per_token(all.clipped as f64),
+        effective_sample_share: all.effective_share(),
+        corrected_fraction: all.per_token(all.corrected as f64),
         tokens_trained: all.tokens,
         ..metrics
     }

@@ -207,6 +207,7 @@ fn group(id: u64, prompt: Vec<u32>, completions: Vec<(Vec<u32>, Vec<f32>)>) -> G
         // All different and none the mean.
         reward: Some(((index + 1) as f64).ln()),
         truncated,
+        staleness: (0, 0),
     };
     let mut samples: Vec<Sample> = completions
         .into_iter()

@@ -131,11 +131,20 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
             <= MAX_COMPLETIONS,
         &format!("times algorithm.prompts_per_step must be {MAX_COMPLETIONS} at most"),
     );
-    check("algorithm.clip_low", is_share(algorithm.clip_low), share);
+    check(
+        "algorithm.clip_low",
+        algorithm.clip_low.is_none_or(is_share),
+        share,
+    );
     check(
         "algorithm.clip_high",
-        algorithm.clip_high >= 0.0,
+        algorithm.clip_high.is_none_or(|high| high >= 0.0),
         not_negative,
+    );
+    check(
+        "algorithm.importance_cap",
+        (1.0..=1e6).contains(&algorithm.importance_cap),
+        "must be between 1 and 1000000",
     );
     check("algorithm.kl_beta", algorithm.kl_beta >= 0.0, not_negative);
     check(

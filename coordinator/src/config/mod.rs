@@ -28,9 +28,9 @@ pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
     AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection,
-    DataSection, Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged,
-    RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
-    SamplingSection, SourceSection, WorkerSection,
+    DataSection, Dtype, EvalSection, Importance, ImportanceMode, KlEstimator, KlIn, LearnerSection,
+    LoraSection, Loss, ModelSection, NotJudged, RewardCompat, RewardJudge, RewardKind, RewardRule,
+    RewardSection, RolloutSection, RunSection, SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;

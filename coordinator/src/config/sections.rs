@@ -380,14 +380,24 @@ section! {
 }
 
 choices! {
-    /// How token losses become the batch's loss.
+    /// The loss, by name: `docs/algorithms.md` has the formulas.
     Loss {
-        /// Mean over a completion's tokens, then over completions.
+        /// Clipped ratio of each token; mean over a completion's tokens, then over completions.
         Grpo = "grpo",
-        /// Mean over all tokens of the batch.
-        Dapo = "dapo",
-        /// Sum over all tokens, divided by what they can be at most.
+        /// The same, summed over all tokens and divided by what they can be at most.
         DrGrpo = "dr_grpo",
+        /// The same as a mean over a group's tokens, then over groups.
+        Bnpo = "bnpo",
+        /// The same as a mean over all tokens of the batch, clipped higher above.
+        Dapo = "dapo",
+        /// Clipped ratio of each completion.
+        Gspo = "gspo",
+        /// Log-probs with a clipped weight.
+        Cispo = "cispo",
+        /// Log-probs against the mean of the group's others.
+        Rloo = "rloo",
+        /// Clipped ratio of each token, advantages normalised over the batch.
+        ReinforcePp = "reinforce_pp",
     }
 }
 
@@ -398,33 +408,97 @@ choices! {
         Group = "group",
         /// Relative to the group's mean.
         Unscaled = "unscaled",
+        /// Relative to the group's mean, in units of the standard deviation of the batch's rewards.
+        Batch = "batch",
+        /// Relative to the mean of the group's others.
+        LeaveOneOut = "leave_one_out",
+        /// Relative to the group's mean, in units of the standard deviation of these differences
+        /// over the batch.
+        Whitened = "whitened",
+    }
+}
+
+choices! {
+    /// How the divergence from the base model is estimated.
+    KlEstimator {
+        /// The difference of log-probs.
+        K1 = "k1",
+        /// Half its square.
+        K2 = "k2",
+        /// Never negative, and unbiased.
+        K3 = "k3",
+    }
+}
+
+choices! {
+    /// Where the divergence from the base model counts.
+    KlIn {
+        /// As a term of the loss.
+        Loss = "loss",
+        /// Taken off the reward.
+        Reward = "reward",
+    }
+}
+
+choices! {
+    /// What corrects for tokens that another policy sampled.
+    Importance {
+        /// The loss's own clip.
+        None = "none",
+        /// A weight on each token.
+        Token = "token",
+        /// One on all tokens of a completion.
+        Sequence = "sequence",
+    }
+}
+
+choices! {
+    /// What becomes of importance weights that are too far off.
+    ImportanceMode {
+        /// They are cut.
+        Truncate = "truncate",
+        /// The tokens are left out.
+        Mask = "mask",
     }
 }
 
 section! {
     /// GRPO.
     AlgorithmSection {
-        /// `grpo`: mean over a completion's tokens, then over completions; `dapo`: mean over all
-        /// tokens of the batch; `dr_grpo`: sum over all tokens, divided by the batch's completions
-        /// times sampling.max_tokens, so that a token counts the same in a short completion and in
-        /// a long one (arXiv 2503.20783).
+        /// The loss by name (docs/algorithms.md): it decides what a token costs and how that is
+        /// averaged, and where they are unset advantage, clip_low and clip_high.
         loss: Loss = Loss::Grpo;
         /// `group`: (reward - mean) / (std + 1e-4) over the completions of a prompt; `unscaled`:
-        /// reward - mean, as in Dr. GRPO (arXiv 2503.20783).
-        advantage: Advantage = Advantage::Group;
+        /// reward - mean; `batch`: divided by the standard deviation of all rewards of the step;
+        /// `leave_one_out`: reward - mean of the others; `whitened`: reward - mean, normalised over
+        /// the step. Unset: the loss's own.
+        advantage: Option<Advantage> = None;
         /// Prompts of one step, each a group.
         #[unit = "prompts"]
         prompts_per_step: u32 = 8;
         /// Completions of each prompt (the paper: 4).
         #[unit = "completions"]
         completions_per_prompt: u32 = 8;
-        /// The ratio of new to sampled probability is clipped at 1 - clip_low.
-        clip_low: f64 = 0.2;
-        /// The ratio is clipped at 1 + clip_high.
-        clip_high: f64 = 0.2;
-        /// Weight of the KL estimate (k3) to the base model (the paper: 0.04); 0: the base model is
-        /// never computed.
+        /// The ratio of new to old probability is clipped at 1 - clip_low. Unset: the loss's own.
+        clip_low: Option<f64> = None;
+        /// The ratio is clipped at 1 + clip_high. Unset: the loss's own.
+        clip_high: Option<f64> = None;
+        /// Weight of the KL estimate to the base model (the paper: 0.04); 0: the base model is never
+        /// computed.
         kl_beta: f64 = 0.0;
+        /// How the divergence is estimated.
+        kl_estimator: KlEstimator = KlEstimator::K3;
+        /// `loss`: a term of the loss; `reward`: summed over a completion and taken off its reward.
+        kl_in: KlIn = KlIn::Loss;
+        /// Corrects for tokens that an older policy sampled (max_staleness): the ratio is taken
+        /// against the learner's policy at the start of the step, and the distance from there to
+        /// whoever sampled is a weight on each token, or on each completion's tokens.
+        importance: Importance = Importance::None;
+        /// Weights are cut at this.
+        importance_cap: f64 = 2.0;
+        /// `truncate`: larger weights are cut; `mask`: tokens are left out whose weight is larger, or
+        /// smaller than 1 / importance_cap.
+        importance_mode: ImportanceMode = ImportanceMode::Truncate;
         /// Optimiser updates on one batch.
         iterations: u32 = 1;
         /// Policy versions that may lie between sampling a token and training on it. 0: lock step,

@@ -39,8 +39,15 @@ impl RunConfig {
                 kl_beta: algorithm.kl_beta,
                 iterations: algorithm.iterations,
                 mask_truncated: algorithm.mask_truncated,
-                advantage: algorithm.advantage.as_str().to_owned(),
+                advantage: algorithm
+                    .advantage
+                    .map_or(String::new(), |advantage| advantage.as_str().to_owned()),
                 max_completion_tokens: self.sampling.max_tokens,
+                kl_estimator: algorithm.kl_estimator.as_str().to_owned(),
+                kl_in: algorithm.kl_in.as_str().to_owned(),
+                importance: algorithm.importance.as_str().to_owned(),
+                importance_cap: algorithm.importance_cap,
+                importance_mode: algorithm.importance_mode.as_str().to_owned(),
             }),
             learner: Some(v1::LearnerSpec {
                 lr: learner.lr,

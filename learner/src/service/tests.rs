@@ -325,13 +325,14 @@ impl Stage {
             }),
             algorithm: Some(AlgorithmSpec {
                 loss: "grpo".to_owned(),
-                clip_low: 0.2,
-                clip_high: 0.2,
+                clip_low: Some(0.2),
+                clip_high: Some(0.2),
                 kl_beta: 0.0,
                 iterations: 1,
                 mask_truncated: false,
                 advantage: train.advantage.to_string(),
                 max_completion_tokens: train.max_completion_tokens as u32,
+                ..AlgorithmSpec::default()
             }),
             learner: Some(LearnerSpec {
                 lr: train.schedule.lr,

@@ -29,7 +29,12 @@ fn evaluate(
     dropout: Option<Dropout>,
 ) -> (f64, Vec<f32>, u64) {
     let mut cost = Cost::default();
-    let pass = Work::new(batch, settings)
+    let none: Vec<Vec<f64>> = batch
+        .groups
+        .iter()
+        .map(|g| vec![0.0; g.samples.len()])
+        .collect();
+    let pass = Work::new(batch, settings, &none)
         .gradient(
             decoder,
             settings,
@@ -82,7 +87,7 @@ fn the_gradient_is_the_finite_difference_of_the_steps_loss() {
     ] {
         let mut settings = settings();
         settings.loss.aggregation = aggregation;
-        settings.loss.kl_beta = 0.1;
+        settings.loss.kl.beta = 0.1;
         settings.micro_batch_tokens = 20;
         let fresh = trainer(settings.clone());
         let sampler = lively(&fresh.adapter);
@@ -133,7 +138,7 @@ fn the_gradient_is_the_finite_difference_of_the_steps_loss() {
 fn micro_batches_of_any_budget_give_the_gradient_of_one_big_batch() {
     let decoder = decoder();
     let mut settings = settings();
-    settings.loss.kl_beta = 0.05;
+    settings.loss.kl.beta = 0.05;
     let fresh = trainer(settings.clone());
     let adapter = lively(&fresh.adapter);
     let batch = batch(&decoder, &fresh.adapter, &fresh.version);
@@ -175,6 +180,7 @@ fn a_step_makes_the_rewarded_completion_likelier_and_the_other_less() {
         logprobs: logprobs.to_vec(),
         reward: Some(reward),
         truncated: false,
+        staleness: (0, 0),
     };
     let group = Group {
         id: 1,
@@ -224,7 +230,7 @@ fn a_run_that_was_cut_and_restored_ends_in_the_same_bytes() {
     let mut settings = settings();
     settings.iterations = 2;
     settings.lora.dropout = 0.1;
-    settings.loss.kl_beta = 0.02;
+    settings.loss.kl.beta = 0.02;
     settings.schedule = Schedule {
         warmup_steps: 2,
         schedule_steps: 6,
@@ -288,13 +294,13 @@ fn a_group_without_signal_costs_no_pass_but_counts() {
     assert!(rows < rows_of_both);
 
     // A KL weight too small to matter makes the pass necessary, and changes nothing.
-    with.loss.kl_beta = 1e-300;
+    with.loss.kl.beta = 1e-300;
     let (_, computed, rows) = evaluate(&decoder, &with, &adapter, &batch, None);
     assert_eq!(rows, 2 * rows_of_both);
     assert!(distance(&skipped, &computed) / norm(&computed) < 1e-6);
 
     // Alone, the first group's gradient is twice as large.
-    with.loss.kl_beta = 0.0;
+    with.loss.kl.beta = 0.0;
     batch.groups.truncate(1);
     let (_, alone, _) = evaluate(&decoder, &with, &adapter, &batch, None);
     assert!((norm(&alone) / norm(&skipped) - 2.0).abs() < 1e-5);
@@ -305,7 +311,7 @@ fn the_base_is_computed_only_where_kl_has_a_weight_and_once_a_batch() {
     let mut rows = Vec::new();
     for (kl_beta, iterations) in [(0.0, 1), (0.04, 1), (0.04, 3)] {
         let mut settings = settings();
-        settings.loss.kl_beta = kl_beta;
+        settings.loss.kl.beta = kl_beta;
         settings.iterations = iterations;
         let mut trainer = trainer(settings);
         let batch = batch_for(&trainer);
@@ -419,4 +425,114 @@ fn dropout_changes_the_gradient_but_not_with_the_cut() {
     };
     let (_, cut, _) = evaluate(&decoder, &cut, &adapter, &batch, dropout);
     assert!(distance(&cut, &dropped) < 1e-6 * norm(&dropped));
+}
+
+#[test]
+fn a_divergence_in_the_reward_changes_advantages_and_adds_no_term() {
+    let decoder = decoder();
+    let mut with = settings();
+    (with.loss.kl.beta, with.loss.kl.in_reward) = (0.3, true);
+    let fresh = trainer(with.clone());
+    let adapter = lively(&fresh.adapter);
+    let batch = batch(&decoder, &adapter, &fresh.version);
+    let mut cost = Cost::default();
+    let found = penalties(&batch, &decoder, &with, &Progress::default(), &mut cost).unwrap();
+    assert!(cost.rows_forwarded > 0);
+    // By hand: the base's log-probs of each completion alone.
+    for (group, penalties) in batch.groups.iter().zip(&found) {
+        for (sample, penalty) in group.samples.iter().zip(penalties) {
+            let whole = [&group.prompt[..], &sample.tokens].concat();
+            let base = decoder
+                .sequence_log_probs(&whole, None, &group.distribution)
+                .unwrap();
+            let base = &base[group.prompt.len() - 1..];
+            let k3: f64 = base
+                .iter()
+                .zip(&sample.logprobs)
+                .map(|(base, sampled)| {
+                    let d = f64::from(*base) - f64::from(*sampled);
+                    d.exp() - d - 1.0
+                })
+                .sum();
+            assert!((penalty - 0.3 * k3).abs() < 1e-6, "{penalty} != {k3}");
+        }
+    }
+    let mut penalised = batch.clone();
+    for (group, penalties) in penalised.groups.iter_mut().zip(&found) {
+        for (sample, penalty) in group.samples.iter_mut().zip(penalties) {
+            sample.reward = sample.reward.map(|reward| reward - penalty);
+        }
+    }
+    let mut plain = trainer(settings());
+    let mut own = trainer(with);
+    (plain.adapter, own.adapter) = (adapter.clone(), adapter);
+    plain.step(&penalised, &Progress::default()).unwrap();
+    own.step(&batch, &Progress::default()).unwrap();
+    assert_eq!(own.bytes, plain.bytes);
+}
+
+/// With more than one update, the clip stays around the policy at the start of the step.
+#[test]
+fn corrected_steps_weigh_by_the_distance_from_the_sampler_at_their_start() {
+    let decoder = decoder();
+    let mut corrected = settings();
+    corrected.loss.importance = Some(crate::loss::Importance {
+        level: crate::loss::importance::Level::Token,
+        cap: 1.0,
+        mode: crate::loss::importance::Mode::Truncate,
+    });
+    corrected.iterations = 2;
+    let mut trainer = trainer(corrected);
+    let sampler = lively(&trainer.adapter);
+    let batch = batch(&decoder, &sampler, &trainer.version);
+    // The learner has moved on since: some tokens' weights are cut at 1, others are below.
+    let metrics = trainer
+        .step(&batch, &Progress::default())
+        .unwrap()
+        .metrics
+        .unwrap();
+    assert!(
+        (0.05..0.95).contains(&metrics.corrected_fraction),
+        "{metrics:?}"
+    );
+    assert!((0.0..1.0).contains(&metrics.effective_sample_share));
+}
+
+#[test]
+fn a_step_without_a_finite_gradient_leaves_the_adapter_and_the_third_in_a_row_ends_the_run() {
+    let mut trainer = trainer(settings());
+    let sound = batch_for(&trainer);
+    let broken = |trainer: &Trainer| {
+        let mut batch = sound.clone();
+        batch.version = trainer.version.clone();
+        // A ratio beyond f32: the token's slope is infinite.
+        batch.groups[0].samples[0].logprobs.fill(-1e30);
+        batch.groups[0].samples[0].reward = Some(-9.0);
+        batch
+    };
+    let before = trainer.version.clone();
+    let metrics = trainer
+        .step(&broken(&trainer), &Progress::default())
+        .unwrap()
+        .metrics
+        .unwrap();
+    assert!(metrics.skipped);
+    assert!(metrics.loss.is_finite() && metrics.grad_norm.is_finite());
+    assert_eq!(trainer.version.step, before.step + 1);
+    assert_eq!(trainer.version.digest, before.digest);
+    // A sound step in between: they are counted anew.
+    let mut good = sound.clone();
+    good.version = trainer.version.clone();
+    let metrics = trainer.step(&good, &Progress::default()).unwrap();
+    assert!(!metrics.metrics.unwrap().skipped);
+    assert_ne!(trainer.version.digest, before.digest);
+    for _ in 0..2 {
+        trainer
+            .step(&broken(&trainer), &Progress::default())
+            .unwrap();
+    }
+    let error = trainer
+        .step(&broken(&trainer), &Progress::default())
+        .unwrap_err();
+    assert!(error.to_string().contains("in a row"), "{error}");
 }
