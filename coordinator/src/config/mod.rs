@@ -27,10 +27,10 @@ use std::{
 pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection,
-    DataSection, Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection, NotJudged,
-    RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection, RunSection,
-    SamplingSection, SourceSection, WorkerSection,
+    AdapterSwap, AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection,
+    CostSection, DataSection, Dtype, EvalSection, LearnerSection, LoraSection, Loss, ModelSection,
+    NotJudged, RewardCompat, RewardJudge, RewardKind, RewardRule, RewardSection, RolloutSection,
+    RunSection, SamplingSection, SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
@@ -304,7 +304,7 @@ impl RunConfig {
 
     /// Whether workers end what they sample before they take a new adapter.
     pub fn drains(&self) -> bool {
-        true
+        self.rollout.adapter_swap == AdapterSwap::Drain
     }
 
     /// The run's folder.
