@@ -168,6 +168,7 @@ impl Roles {
 
     fn sample(&mut self, tasks: Vec<Arc<GroupTask>>, count: u32) -> Result<Sampled> {
         let mut events = Vec::new();
+        let known = self.engine.gauges().prompt_tokens.load(Ordering::Relaxed);
         let began = Instant::now();
         for task in &tasks {
             let (task, indices) = (task.clone(), (0..count).collect());
@@ -180,10 +181,14 @@ impl Roles {
                 &mut events,
             );
         }
-        self.engine.step(&mut events);
+        let gauges = self.engine.gauges();
+        let prompts = || gauges.prompt_tokens.load(Ordering::Relaxed);
+        let all = known + tasks.iter().map(|t| t.prompt.len() as u64).sum::<u64>();
+        while prompts() < all && !self.engine.is_idle() {
+            self.engine.step(&mut events);
+        }
         let decoding = Instant::now();
         let mut decode_steps = 0;
-        let gauges = self.engine.gauges();
         let tokens = || gauges.tokens.load(Ordering::Relaxed);
         let before = tokens();
         while !self.engine.is_idle() {
@@ -283,5 +288,6 @@ pub(crate) fn task(
         prompt_key,
         params,
         version,
+        exact: false,
     }
 }

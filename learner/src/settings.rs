@@ -297,6 +297,7 @@ mod tests {
             max_sequence_tokens: 64,
             run_dir: "runs/test".to_owned(),
             adapter_transport: String::new(),
+            adapter_swap: String::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! One decoder for Llama, Qwen2 and Qwen3, told apart by their [`ModelConfig`].
 //!
-//! The same layers serve sampling ([`Decoder::prefill`], [`Decoder::decode`]) and learning
-//! ([`Decoder::forward`], in [`crate::tape`]); only where attention finds its keys differs. On a CPU
+//! The same layers serve sampling ([`Decoder::advance`]) and learning ([`Decoder::forward`], in
+//! [`crate::tape`]); only where attention finds its keys differs. On a CPU
 //! they are computed by [`crate::host`], on any other device by [`crate::composed`].
 
 use candle_core::{DType, Device, Tensor};
@@ -13,14 +13,14 @@ use crate::{
     error::{ModelError, Result},
     host::{Angles, HostModel},
     kernels::matmul,
-    kv::{KvCache, PromptKv},
+    kv::{KvCache, OpenPrompt, PromptKv},
     load::{LoadOptions, Loader},
     packed_rows::PackedRows,
     weights::Weights,
 };
 
-/// Rows of prompts that are computed at a time on a CPU; their number changes no bits.
-const PREFILL_ROWS: usize = 512;
+/// Rows of prompts that are computed at a time; on a CPU their number changes no bits.
+pub const PREFILL_ROWS: usize = 512;
 
 /// A model's frozen weights, ready to compute.
 #[derive(Debug)]
@@ -148,39 +148,106 @@ impl Decoder {
         })
     }
 
-    /// Computes prompts: of each its keys and values, which all completions of its group share, and
-    /// the logits `[vocab]` of its last token.
+    /// Makes room for a prompt, whose rows [`Decoder::advance`] computes.
     ///
     /// # Errors
-    /// When a prompt is empty, too long for the cache or the model, or holds an unknown id.
+    /// When the prompt is empty, too long for the cache or the model, or holds an unknown id.
+    pub fn open_prompt(&self, cache: &mut KvCache, prompt: &[u32]) -> Result<OpenPrompt> {
+        let last = prompt.len().checked_sub(1);
+        let last = last.ok_or_else(|| ModelError::OutOfRange("an empty prompt".into()))?;
+        self.check_tokens(prompt, &[last as u32])?;
+        cache.open_prompt(prompt)
+    }
+
+    /// One pass: the next rows of prompts, so many of each, and the next tokens of slots. Logits
+    /// `[prompts + slots, vocab]`, f32, of the last row of each, go to `logits`, in that order. On a
+    /// CPU all rows go through a layer together, and what else is in the pass changes no bits.
+    ///
+    /// # Errors
+    /// When there are no rows, a prompt has fewer, a slot is empty, full or named twice, or an id is
+    /// unknown. Prompts and slots are then what they were before.
+    pub fn advance(
+        &self,
+        cache: &mut KvCache,
+        prompts: &mut [(&mut OpenPrompt, usize)],
+        slots: &[(usize, &[u32])],
+        adapter: Option<&Adapter>,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        if prompts.is_empty() && slots.is_empty() {
+            return Err(ModelError::OutOfRange("a pass without rows".into()));
+        }
+        for (prompt, rows) in prompts.iter() {
+            if *rows == 0 || *rows > prompt.rest() {
+                return Err(ModelError::OutOfRange(format!(
+                    "{rows} rows of a prompt that has {} left",
+                    prompt.rest()
+                )));
+            }
+        }
+        for (slot, tokens) in slots {
+            // Before the cache takes the tokens in.
+            let end = (cache.len(*slot) + tokens.len()) as u32;
+            self.check_tokens(tokens, &[end.saturating_sub(1)])?;
+        }
+        let counts: Vec<_> = slots.iter().map(|(slot, t)| (*slot, t.len())).collect();
+        let plan = cache.plan(&counts)?;
+        let done = match &self.body {
+            Body::Host(model) => {
+                let angles = |positions: &[u32]| self.angles(positions);
+                let slots = (&plan, slots);
+                model.advance(cache, prompts, slots, angles, adapter, logits)
+            }
+            Body::Composed(model) => {
+                let angles = |positions: &[u32]| self.composed_angles(positions);
+                let found = model.advance(cache, prompts, (&plan, slots), angles, adapter);
+                found.map(|found| *logits = found)
+            }
+        };
+        match done {
+            Ok(()) => prompts.iter_mut().for_each(|(p, rows)| p.advance(*rows)),
+            Err(_) => cache.undo(&plan),
+        }
+        done
+    }
+
+    /// Computes prompts to their end: of each its keys and values, which all completions of its
+    /// group share, and the logits `[vocab]` of its last token.
+    ///
+    /// # Errors
+    /// As [`Decoder::open_prompt`].
     pub fn prefill(
         &self,
         cache: &mut KvCache,
         prompts: &[&[u32]],
         adapter: Option<&Adapter>,
     ) -> Result<Vec<(PromptKv, Vec<f32>)>> {
-        for prompt in prompts {
-            let last = prompt.len().checked_sub(1);
-            let last = last.ok_or_else(|| ModelError::OutOfRange("an empty prompt".into()))?;
-            cache.check_prompt(prompt.len())?;
-            self.check_tokens(prompt, &[last as u32])?;
-        }
-        match &self.body {
-            Body::Host(model) => {
-                let angles = |positions: &[u32]| self.angles(positions);
-                model.prefill(cache, prompts, PREFILL_ROWS, angles, adapter)
+        let mut open = (prompts.iter())
+            .map(|prompt| self.open_prompt(cache, prompt))
+            .collect::<Result<Vec<_>>>()?;
+        let mut last = vec![Vec::new(); prompts.len()];
+        let (mut logits, mut ended) = (Vec::new(), 0);
+        while ended < open.len() {
+            let mut room = PREFILL_ROWS;
+            let mut rows = Vec::new();
+            for prompt in &mut open[ended..] {
+                let n = prompt.rest().min(room);
+                if n > 0 {
+                    rows.push((prompt, n));
+                }
+                room -= n;
             }
-            Body::Composed(model) => prompts
-                .iter()
-                .map(|prompt| {
-                    let mut rows = PackedRows::new();
-                    rows.push_sequence(0, prompt);
-                    let pass = self.composed_pass(&rows)?;
-                    let (layers, logits) = model.prefill(prompt, &pass, adapter)?;
-                    Ok((PromptKv::from_tensors(prompt.len(), layers), logits))
-                })
-                .collect(),
+            self.advance(cache, &mut rows, &[], adapter, &mut logits)?;
+            let found = logits.chunks_exact(self.config.vocab_size);
+            for ((prompt, _), logits) in rows.iter().zip(found) {
+                if prompt.rest() == 0 {
+                    last[ended] = logits.to_vec();
+                    ended += 1;
+                }
+            }
         }
+        let kept = open.into_iter().map(OpenPrompt::finish);
+        kept.zip(last).map(|(kv, l)| Ok((kv?, l))).collect()
     }
 
     /// One decoding step: each slot takes its token; f32 logits `[n, vocab]` into `logits`, in the
@@ -195,29 +262,9 @@ impl Decoder {
         adapter: Option<&Adapter>,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let (slots, tokens): (Vec<usize>, Vec<u32>) = step.iter().copied().unzip();
-        if slots.is_empty() {
-            return Err(ModelError::OutOfRange(
-                "a decoding step of no sequences".into(),
-            ));
-        }
-        self.check_tokens(&tokens, &[])?;
-        // Before the cache takes the tokens in.
-        let positions: Vec<u32> = slots.iter().map(|slot| cache.len(*slot) as u32).collect();
-        self.check_tokens(&[], &positions)?;
-        let plan = cache.plan(&slots)?;
-        match &self.body {
-            Body::Host(model) => {
-                let angles = self.angles(&plan.positions);
-                model.decode(cache, &plan, &tokens, &angles, adapter, logits)
-            }
-            Body::Composed(model) => {
-                let angles = self.composed_angles(&plan.positions)?;
-                let found = model.decode(cache, &plan, &tokens, &angles, adapter)?;
-                let found = found.to_dtype(DType::F32)?.flatten_all()?;
-                *logits = found.to_vec1()?;
-                Ok(())
-            }
-        }
+        let slots: Vec<(usize, &[u32])> = (step.iter())
+            .map(|(slot, token)| (*slot, std::slice::from_ref(token)))
+            .collect();
+        self.advance(cache, &mut [], &slots, adapter, logits)
     }
 }

@@ -16,6 +16,18 @@ const MAX_STOP_BYTES: usize = 1024;
 /// A rank above this is a mistake, not an adapter.
 const MAX_RANK: u32 = 4096;
 
+/// When a worker takes a new adapter, and what becomes of samples under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdapterSwap {
+    /// It is taken when they have ended.
+    #[default]
+    Drain,
+    /// It is taken between two decoding steps; they go on with the keys and values that they have.
+    Keep,
+    /// As [`AdapterSwap::Keep`], but keys and values are computed anew under the new adapter first.
+    Recompute,
+}
+
 /// The run's specification, as this crate uses it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunPlan {
@@ -29,6 +41,8 @@ pub struct RunPlan {
     pub vocab_size: usize,
     /// Prompt and completion together.
     pub max_sequence_tokens: usize,
+    /// How new adapters are taken.
+    pub swap: AdapterSwap,
 }
 
 /// Checks the coordinator's specification against the model; the error says which part is wrong.
@@ -72,6 +86,16 @@ pub fn run_plan(spec: &RunSpec, model: &ModelConfig) -> Result<RunPlan, String> 
         ));
     }
     in_vocabulary(probe, model.vocab_size).map_err(|error| format!("probe: {error}"))?;
+    let swap = match spec.adapter_swap.as_str() {
+        "" | "drain" => AdapterSwap::Drain,
+        "keep" => AdapterSwap::Keep,
+        "recompute" => AdapterSwap::Recompute,
+        other => {
+            return Err(format!(
+                "adapter_swap {other:?}: this worker knows drain, keep and recompute"
+            ));
+        }
+    };
     Ok(RunPlan {
         seed: spec.seed,
         lora: LoraConfig {
@@ -84,6 +108,7 @@ pub fn run_plan(spec: &RunSpec, model: &ModelConfig) -> Result<RunPlan, String> 
         probe: probe.clone(),
         vocab_size: model.vocab_size,
         max_sequence_tokens: longest,
+        swap,
     })
 }
 
@@ -97,6 +122,7 @@ pub fn sample(sample: Sample, plan: &RunPlan) -> Result<(Arc<GroupTask>, Vec<u32
                 prompt_key,
                 params,
                 version,
+                exact: sample.exact,
             }),
             sample.sample_indices,
         )),
@@ -219,6 +245,7 @@ pub(crate) mod tests {
             probe: vec![1, 2, 3],
             vocab_size: 100,
             max_sequence_tokens: 50,
+            swap: AdapterSwap::Drain,
         }
     }
 

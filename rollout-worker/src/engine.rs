@@ -1,8 +1,13 @@
 //! The sampling engine: continuous batching over one decoder. Synchronous; [`Engine::step`] does
 //! one round of work, and one thread of its own drives it (see [`crate::thread`]).
+//!
+//! - `plan`: which rows a pass computes
+//! - `prompts`: the prompts of groups, open and known
+
+mod plan;
+mod prompts;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -10,12 +15,16 @@ use std::{
     time::Instant,
 };
 
-use tina_model::{Decoder, KvCache, ModelError, PromptKv, Scratch, each_row};
-use tina_proto::v1::{AdapterLoaded, Completion, SampleFailed};
+use tina_model::{Decoder, KvCache, ModelError, Scratch, each_row};
+use tina_proto::v1::{AdapterLoaded, Completion, PolicyVersion, SampleFailed};
 
+use self::{
+    plan::Rows,
+    prompts::{Prompts, same_prompt},
+};
 use crate::{
     adapter::{AdapterLoader, ReadyAdapter},
-    check::RunPlan,
+    check::{AdapterSwap, RunPlan},
     queue::{GroupTask, Queue},
     seed::{PROMPT_KEY_BYTES, Uniforms},
     sequence::Sequence,
@@ -41,14 +50,16 @@ pub enum Work {
         /// Which of its completions.
         indices: Vec<u32>,
     },
-    /// Sample with this adapter from now on; samples that were asked for over the present
-    /// connection end under the old one first.
+    /// Sample with this adapter from now on, as the run's [`AdapterSwap`] has it; samples that nobody
+    /// has asked for over the present connection are dropped.
     Load {
         /// The adapter.
         adapter: Box<ReadyAdapter>,
         /// The connection that asked for it.
         epoch: u64,
     },
+    /// The adapter that is held has a new name: a step that changed nothing.
+    Rename(PolicyVersion),
 }
 
 /// What the engine has done.
@@ -60,6 +71,8 @@ pub enum Event {
         completion: Completion,
         /// Its prompt's key.
         prompt_key: [u8; PROMPT_KEY_BYTES],
+        /// The version that was asked for.
+        asked: PolicyVersion,
     },
     /// Samples that can't be made, and why.
     Failed(SampleFailed),
@@ -76,14 +89,8 @@ pub struct Gauges {
     pub queued: AtomicU32,
     /// Tokens sampled since the start.
     pub tokens: AtomicU64,
-}
-
-/// A group's prompt, computed once for all its completions.
-struct Prompt {
-    task: Arc<GroupTask>,
-    kv: PromptKv,
-    /// Of the last token: what first tokens are sampled from.
-    logits: Vec<f32>,
+    /// Tokens of prompts computed since the start.
+    pub prompt_tokens: AtomicU64,
 }
 
 /// Samples completions, as many at a time as it has slots.
@@ -93,13 +100,13 @@ pub struct Engine {
     plan: RunPlan,
     cache: KvCache,
     queue: Queue,
-    /// What is under way, by slot.
+    /// What is under way, by slot, from its first token on.
     sequences: Vec<Option<Sequence>>,
-    prompts: HashMap<u64, Prompt>,
+    prompts: Prompts,
     /// The adapter that is sampled with.
     held: Option<Box<ReadyAdapter>>,
     next: Option<Box<ReadyAdapter>>,
-    /// Of a decoding step, `[n, vocab]`.
+    /// Of a pass, `[n, vocab]`.
     logits: Vec<f32>,
     scratch: Scratch,
     gauges: Arc<Gauges>,
@@ -121,7 +128,7 @@ impl Engine {
             cache,
             queue: Queue::new(slots),
             sequences: std::iter::repeat_with(|| None).take(slots).collect(),
-            prompts: HashMap::new(),
+            prompts: Prompts::default(),
             held: None,
             next: None,
             logits: Vec::new(),
@@ -170,24 +177,30 @@ impl Engine {
                 self.clear(&freed);
                 self.next = Some(adapter);
             }
+            Work::Rename(version) => {
+                if let Some(held) = &mut self.held
+                    && held.version.digest == version.digest
+                {
+                    held.version = version;
+                }
+            }
         }
-        self.prompts
-            .retain(|group, _| self.queue.holds_group(*group));
+        self.prompts.retain(|group| self.queue.holds_group(group));
         self.report_load(0);
     }
 
     fn add(&mut self, task: &Arc<GroupTask>, indices: &[u32], epoch: u64) -> Result<(), String> {
-        let digest = task
-            .version
-            .checked_digest()
-            .map_err(|error| error.to_string())?;
+        let fits = |held: &ReadyAdapter| match self.plan.swap {
+            AdapterSwap::Drain => held.version.digest == task.version.digest,
+            AdapterSwap::Keep | AdapterSwap::Recompute => task.may_use(&held.version),
+        };
         match &self.held {
-            Some(held) if held.digest == digest => {}
+            Some(held) if fits(held) => {}
             Some(held) => {
                 return Err(format!(
-                    "policy version {} is asked for; the worker holds the adapter {}",
+                    "policy version {} is asked for; the worker holds {}",
                     task.version.short(),
-                    tina_proto::version::hex(&held.digest[..4])
+                    held.version.short()
                 ));
             }
             None => {
@@ -212,15 +225,15 @@ impl Engine {
         }
     }
 
-    /// Takes an adapter if one waits and nothing runs, fills free slots, and decodes one token for
-    /// every slot in use.
+    /// Takes an adapter if one waits and its time has come, fills free slots, and does one pass: one
+    /// token for every sequence that decodes, beside a chunk of prompts' rows.
     pub fn step(&mut self, events: &mut Vec<Event>) {
-        if self.queue.is_idle()
-            && let Some(adapter) = self.next.take()
-        {
-            events.push(Event::Loaded(self.take(adapter)));
-        }
-        let tokens = self.place(events) + self.decode(events);
+        events.extend(self.swap().map(Event::Loaded));
+        while self.queue.place().is_some() {}
+        let mut tokens = self.begin(events);
+        tokens += self.pass(events);
+        // With the prompts that have ended in it.
+        tokens += self.begin(events);
         self.report_load(tokens);
     }
 
@@ -234,7 +247,15 @@ impl Engine {
         self.gauges.tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
-    fn take(&mut self, adapter: Box<ReadyAdapter>) -> AdapterLoaded {
+    /// Takes the adapter that waits, if what is under way allows it.
+    fn swap(&mut self) -> Option<AdapterLoaded> {
+        let (queue, swap) = (&self.queue, self.plan.swap);
+        let adapter = self.next.take_if(|next| match swap {
+            AdapterSwap::Drain => queue.is_idle(),
+            AdapterSwap::Keep | AdapterSwap::Recompute => queue
+                .samples()
+                .all(|sample| sample.task.may_use(&next.version)),
+        })?;
         let start = Instant::now();
         let mut loaded = AdapterLoaded {
             version: Some(adapter.version.clone()),
@@ -242,148 +263,193 @@ impl Engine {
             seconds: adapter.seconds,
             ..AdapterLoaded::default()
         };
+        let before = self.held.as_ref().map(|held| held.digest);
+        if before != Some(adapter.digest) {
+            // What begins from now on begins with a prompt of the new adapter; sequences under way
+            // hold the pages of theirs.
+            self.prompts = Prompts::default();
+            if swap == AdapterSwap::Recompute {
+                (0..self.sequences.len()).for_each(|slot| self.cache.release(slot));
+            }
+        }
         // The memory of the one before is given back here as well.
         self.held = Some(adapter);
         loaded.pause_seconds = start.elapsed().as_secs_f64();
-        loaded
+        Some(loaded)
     }
 
-    /// Gives waiting samples free slots and samples their first tokens; returns how many.
-    fn place(&mut self, events: &mut Vec<Event>) -> u64 {
+    /// Puts prompts that are known into the slots that wait for them, opens those that nobody has
+    /// asked for yet, and samples the first tokens of what begins; returns how many.
+    fn begin(&mut self, events: &mut Vec<Event>) -> u64 {
+        // Where nothing decodes yet, prompts come first: what begins together decodes as one batch.
+        let idle = self.sequences.iter().all(Option::is_none);
+        let early = idle && !self.prompts.open.is_empty();
         let mut tokens = 0;
-        loop {
-            let placed: Vec<_> = std::iter::from_fn(|| self.queue.place()).collect();
-            if placed.is_empty() {
-                return tokens;
+        for slot in 0..self.sequences.len() {
+            if !self.waits_for_prompt(slot) {
+                continue;
             }
-            let tasks: Vec<_> = placed.iter().map(|(_, sample)| &sample.task).collect();
-            let failed = self.prefill(&tasks);
-            for (slot, sample) in placed {
-                let begun = match failed.get(&sample.task.group_id) {
-                    Some(error) => Err(error.clone()),
-                    None => self.begin(slot, &sample.task, sample.index),
-                };
-                match begun {
-                    Ok(sequence) => {
-                        tokens += 1;
-                        self.sequences[slot] = Some(sequence);
-                        self.settle(slot, events);
-                    }
-                    Err(error) => {
-                        self.cache.release(slot);
-                        self.queue.finish(slot);
-                        events.push(Event::Failed(SampleFailed {
-                            group_id: sample.task.group_id,
-                            sample_indices: vec![sample.index],
-                            error,
-                        }));
-                    }
+            match self.begin_in(slot, early) {
+                Ok(sampled) => {
+                    tokens += u64::from(sampled);
+                    self.settle(slot, events);
                 }
+                Err(error) => self.refuse(slot, error, events),
             }
         }
+        tokens
     }
 
-    /// Computes the prompts of `tasks` that are not known yet, together; what is wrong with which
-    /// group.
-    fn prefill(&mut self, tasks: &[&Arc<GroupTask>]) -> HashMap<u64, String> {
-        let mut failed = HashMap::new();
-        let mut new: Vec<&Arc<GroupTask>> = Vec::new();
-        for task in tasks {
-            let known = self.prompts.get(&task.group_id);
-            let listed = new.iter().any(|other| other.group_id == task.group_id);
-            if !listed && known.is_none_or(|prompt| prompt.task.prompt != task.prompt) {
-                new.push(task);
-            }
-        }
-        let Some(held) = &self.held else {
-            let error = "the worker holds no adapter";
-            return new.iter().map(|t| (t.group_id, error.to_owned())).collect();
-        };
-        let mut compute = |tasks: &[&Arc<GroupTask>]| {
-            let prompts: Vec<&[u32]> = tasks.iter().map(|task| &task.prompt[..]).collect();
-            let done = self
-                .decoder
-                .prefill(&mut self.cache, &prompts, Some(&held.adapter))?;
-            for (task, (kv, logits)) in tasks.iter().zip(done) {
-                let task = Arc::clone(task);
-                let prompt = Prompt { kv, logits, task };
-                self.prompts.insert(prompt.task.group_id, prompt);
-            }
-            Ok::<_, ModelError>(())
-        };
-        if new.is_empty() || compute(&new).is_ok() {
-            return failed;
-        }
-        // One bad prompt is no reason to refuse the others.
-        for task in new {
-            if let Err(error) = compute(&[task]) {
-                let error = format!("prompt of group {}: {error}", task.group_id);
-                failed.insert(task.group_id, error);
-            }
-        }
-        failed
+    fn waits_for_prompt(&self, slot: usize) -> bool {
+        self.queue.slots()[slot].is_some() && self.cache.is_empty(slot)
     }
 
-    fn begin(
-        &mut self,
-        slot: usize,
-        task: &Arc<GroupTask>,
-        index: u32,
-    ) -> Result<Sequence, String> {
-        let held = self.held.as_ref().ok_or("the worker holds no adapter")?;
-        let prompt = self
+    /// Whether a first token was sampled; when it is too `early` for that, the prompt is opened only.
+    fn begin_in(&mut self, slot: usize, early: bool) -> Result<bool, String> {
+        let (Some(sample), Some(held)) = (&self.queue.slots()[slot], &self.held) else {
+            return Err("the worker holds no adapter".to_owned());
+        };
+        let (task, index) = (&sample.task, sample.index);
+        let known = self
             .prompts
-            .get(&task.group_id)
-            .filter(|prompt| prompt.task.prompt == task.prompt)
-            .ok_or("another prompt under the same group's name came between")?;
+            .find(task, &self.decoder, &mut self.cache)
+            .map_err(|error| format!("prompt of group {}: {error}", task.group_id))?;
+        let Some(prompt) = known.filter(|_| !early) else {
+            return Ok(false);
+        };
         self.cache
             .attach(slot, &prompt.kv)
             .map_err(|error| error.to_string())?;
+        if self.sequences[slot].is_some() {
+            // Its cache is computed anew: the tokens that it has follow.
+            return Ok(false);
+        }
         let uniforms = Uniforms::new(self.plan.seed, &task.prompt_key, index, &held.digest);
-        let mut sequence = Sequence::new(
-            Arc::clone(task),
-            index,
-            uniforms,
-            self.plan.max_sequence_tokens,
-        );
-        sequence.extend(&prompt.logits, &*self.text, &mut self.scratch);
-        Ok(sequence)
+        let longest = self.plan.max_sequence_tokens;
+        let mut sequence = Sequence::new(Arc::clone(task), index, uniforms, longest);
+        let (version, text) = (&held.version, &*self.text);
+        sequence.extend(&prompt.logits, version, text, &mut self.scratch);
+        self.sequences[slot] = Some(sequence);
+        Ok(true)
     }
 
-    /// One token for every slot in use; returns how many.
-    fn decode(&mut self, events: &mut Vec<Event>) -> u64 {
-        let step: Vec<(usize, u32)> = self
-            .sequences
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, sequence)| Some((slot, sequence.as_ref()?.last_token()?)))
-            .collect();
-        if step.is_empty() {
+    /// One pass over what is under way; returns how many tokens were sampled.
+    fn pass(&mut self, events: &mut Vec<Event>) -> u64 {
+        let rows = self.rows();
+        if rows.is_empty() {
             return 0;
         }
-        let adapter = self.held.as_ref().map(|held| &held.adapter);
-        let done = self
-            .decoder
-            .decode(&mut self.cache, &step, adapter, &mut self.logits);
-        let sequences = self.sequences.iter_mut().flatten();
-        match done {
-            Ok(()) => {
-                let vocab = self.decoder.config().vocab_size;
-                let mut rows: Vec<_> = sequences.zip(self.logits.chunks_exact(vocab)).collect();
-                each_row(&mut rows, |(sequence, logits), scratch| {
-                    sequence.extend(logits, &*self.text, scratch);
-                });
+        let tokens = match self.run(&rows) {
+            Ok(tokens) => tokens,
+            Err(error) if rows.prompts.is_empty() => {
+                for (slot, _) in &rows.slots {
+                    if let Some(sequence) = &mut self.sequences[*slot] {
+                        sequence.fail(format!("decoding: {error}"));
+                    }
+                }
+                0
             }
-            Err(error) => {
-                for sequence in sequences {
-                    sequence.fail(format!("decoding: {error}"));
+            Err(_) => {
+                self.run_prompts_alone(&rows, events);
+                0
+            }
+        };
+        for &(slot, _) in &rows.slots {
+            self.settle(slot, events);
+        }
+        tokens
+    }
+
+    fn rows(&self) -> Rows {
+        let behind = |(slot, sequence): (usize, &Option<Sequence>)| {
+            let sequence = sequence.as_ref().filter(|_| !self.cache.is_empty(slot))?;
+            Some((slot, sequence.tokens_behind(self.cache.len(slot)).len()))
+        };
+        let slots: Vec<_> = (self.sequences.iter().enumerate())
+            .filter_map(behind)
+            .collect();
+        let open = self.prompts.open.iter().map(|prompt| prompt.rows.rest());
+        let waiting = (0..self.sequences.len()).filter(|slot| self.waits_for_prompt(*slot));
+        Rows::plan(&slots, &open.collect::<Vec<_>>(), waiting.count())
+    }
+
+    /// Computes `rows`: prompts that end in them are known, and sequences whose cache has all of
+    /// their tokens get the next; returns how many. After an error all is as it was.
+    fn run(&mut self, rows: &Rows) -> Result<u64, ModelError> {
+        let Some(held) = &self.held else {
+            return Err(ModelError::OutOfRange("no adapter to sample with".into()));
+        };
+        let next = |&(slot, n): &(usize, usize)| {
+            let tokens = self.sequences[slot]
+                .as_ref()
+                .map_or(&[][..], |s| s.tokens_behind(self.cache.len(slot)));
+            (slot, &tokens[..n.min(tokens.len())])
+        };
+        let slots: Vec<(usize, &[u32])> = rows.slots.iter().map(next).collect();
+        let mut wanted = rows.prompts.iter().peekable();
+        let mut prompts = Vec::with_capacity(rows.prompts.len());
+        for (which, prompt) in self.prompts.open.iter_mut().enumerate() {
+            if let Some((_, n)) = wanted.next_if(|(wanted, _)| *wanted == which) {
+                prompts.push((&mut prompt.rows, *n));
+            }
+        }
+        let (cache, logits) = (&mut self.cache, &mut self.logits);
+        self.decoder
+            .advance(cache, &mut prompts, &slots, Some(&held.adapter), logits)?;
+        let computed: usize = rows.prompts.iter().map(|prompt| prompt.1).sum();
+        self.gauges
+            .prompt_tokens
+            .fetch_add(computed as u64, Ordering::Relaxed);
+
+        let vocab = self.decoder.config().vocab_size;
+        let (of_prompts, of_slots) = self.logits.split_at(rows.prompts.len() * vocab);
+        // From the last on, so that the others keep their places.
+        let ends = rows.prompts.iter().zip(of_prompts.chunks_exact(vocab));
+        for ((which, _), logits) in ends.rev() {
+            if self.prompts.open[*which].rows.rest() == 0 {
+                self.prompts.finish(*which, logits)?;
+            }
+        }
+        let mut by_slot = vec![None; self.sequences.len()];
+        for ((slot, _), logits) in rows.slots.iter().zip(of_slots.chunks_exact(vocab)) {
+            by_slot[*slot] = Some(logits);
+        }
+        let sequences = self.sequences.iter_mut().enumerate();
+        let mut complete: Vec<_> = sequences
+            .filter_map(|(slot, sequence)| {
+                let (sequence, logits) = (sequence.as_mut()?, by_slot[slot]?);
+                let behind = sequence.tokens_behind(self.cache.len(slot));
+                behind.is_empty().then_some((sequence, logits))
+            })
+            .collect();
+        let (version, text) = (&held.version, &*self.text);
+        each_row(&mut complete, |(sequence, logits), scratch| {
+            sequence.extend(logits, version, text, scratch);
+        });
+        Ok(complete.len() as u64)
+    }
+
+    /// One bad prompt is no reason to refuse the others, or what decodes beside them, which goes on
+    /// in the next step.
+    fn run_prompts_alone(&mut self, rows: &Rows, events: &mut Vec<Event>) {
+        for &(which, n) in rows.prompts.iter().rev() {
+            let alone = Rows {
+                prompts: vec![(which, n)],
+                slots: Vec::new(),
+            };
+            let Err(error) = self.run(&alone) else {
+                continue;
+            };
+            let task = self.prompts.open.remove(which).task;
+            for slot in 0..self.sequences.len() {
+                let sample = self.queue.slots()[slot].as_ref();
+                let meant = sample.is_some_and(|sample| same_prompt(&sample.task, &task));
+                if meant && self.waits_for_prompt(slot) {
+                    let error = format!("prompt of group {}: {error}", task.group_id);
+                    self.refuse(slot, error, events);
                 }
             }
         }
-        for &(slot, _) in &step {
-            self.settle(slot, events);
-        }
-        step.len() as u64
     }
 
     /// Takes an ended sequence out of its slot.
@@ -391,24 +457,44 @@ impl Engine {
         let Some(sequence) = self.sequences[slot].take_if(|sequence| sequence.has_ended()) else {
             return;
         };
-        self.cache.release(slot);
-        self.queue.finish(slot);
         let (task, index) = (Arc::clone(sequence.task()), sequence.index());
-        if !self.queue.holds_group(task.group_id) {
-            self.prompts.remove(&task.group_id);
-        }
+        self.leave(slot, task.group_id);
         events.push(match sequence.into_completion() {
             Ok(completion) => Event::Completed {
                 completion,
                 prompt_key: task.prompt_key,
+                asked: task.version.clone(),
             },
-            Err(error) => Event::Failed(SampleFailed {
-                group_id: task.group_id,
-                sample_indices: vec![index],
-                error,
-            }),
+            Err(error) => failed(&task, index, error),
         });
     }
+
+    /// Fails a sample that waits for its prompt.
+    fn refuse(&mut self, slot: usize, error: String, events: &mut Vec<Event>) {
+        let Some(sample) = self.queue.slots()[slot].clone() else {
+            return;
+        };
+        self.sequences[slot] = None;
+        self.leave(slot, sample.task.group_id);
+        events.push(failed(&sample.task, sample.index, error));
+    }
+
+    /// The slot's sample is done.
+    fn leave(&mut self, slot: usize, group: u64) {
+        self.cache.release(slot);
+        self.queue.finish(slot);
+        if !self.queue.holds_group(group) {
+            self.prompts.retain(|other| other != group);
+        }
+    }
+}
+
+fn failed(task: &GroupTask, index: u32, error: String) -> Event {
+    Event::Failed(SampleFailed {
+        group_id: task.group_id,
+        sample_indices: vec![index],
+        error,
+    })
 }
 
 #[cfg(test)]

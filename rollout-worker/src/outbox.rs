@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tina_proto::v1::Completion;
+use tina_proto::v1::{Completion, PolicyVersion};
 
 use crate::{queue::GroupTask, seed::PROMPT_KEY_BYTES};
 
@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 struct Kept {
     prompt_key: [u8; PROMPT_KEY_BYTES],
+    /// The version that was asked for; a newer one may have sampled it.
+    asked: PolicyVersion,
     completion: Completion,
 }
 
@@ -36,12 +38,14 @@ impl Outbox {
     pub(crate) fn keep(
         &mut self,
         prompt_key: [u8; PROMPT_KEY_BYTES],
+        asked: PolicyVersion,
         completion: Completion,
     ) -> usize {
         self.forget(completion.group_id, &[completion.sample_index]);
         self.tokens += completion.tokens.len();
         self.kept.push_back(Kept {
             prompt_key,
+            asked,
             completion,
         });
         let before = self.kept.len();
@@ -73,12 +77,7 @@ impl Outbox {
             .kept
             .iter()
             .find(|kept| kept.is(task.group_id, index))?;
-        let version = kept
-            .completion
-            .versions
-            .first()
-            .and_then(|span| span.version.as_ref());
-        (kept.prompt_key == task.prompt_key && version == Some(&task.version))
+        (kept.prompt_key == task.prompt_key && kept.asked == task.version)
             .then_some(&kept.completion)
     }
 
@@ -106,6 +105,10 @@ mod tests {
         }
     }
 
+    fn keep(outbox: &mut Outbox, completion: Completion) -> usize {
+        outbox.keep([0; 32], PolicyVersion::default(), completion)
+    }
+
     fn names(outbox: &Outbox) -> Vec<(u64, u32)> {
         outbox
             .completions()
@@ -117,7 +120,7 @@ mod tests {
     fn completions_stay_until_they_are_acknowledged() {
         let mut outbox = Outbox::default();
         for (group, index) in [(1, 0), (1, 1), (2, 0)] {
-            assert_eq!(outbox.keep([0; 32], completion(group, index, 3)), 0);
+            assert_eq!(keep(&mut outbox, completion(group, index, 3)), 0);
         }
         outbox.forget(1, &[0]);
         outbox.forget(9, &[0]);
@@ -131,12 +134,12 @@ mod tests {
     fn the_oldest_give_way_when_it_is_full() {
         let mut outbox = Outbox::default();
         for index in 0..MAX_KEPT as u32 {
-            assert_eq!(outbox.keep([0; 32], completion(1, index, 0)), 0);
+            assert_eq!(keep(&mut outbox, completion(1, index, 0)), 0);
         }
-        assert_eq!(outbox.keep([0; 32], completion(2, 0, 0)), 1);
+        assert_eq!(keep(&mut outbox, completion(2, 0, 0)), 1);
         assert_eq!(names(&outbox)[0], (1, 1));
         assert_eq!(
-            outbox.keep([0; 32], completion(3, 0, MAX_TOKENS + 1)),
+            keep(&mut outbox, completion(3, 0, MAX_TOKENS + 1)),
             MAX_KEPT
         );
         assert_eq!(names(&outbox), [(3, 0)]);

@@ -20,8 +20,17 @@ pub struct GroupTask {
     pub prompt_key: [u8; PROMPT_KEY_BYTES],
     /// How to sample, and when to end.
     pub params: SamplingParams,
-    /// The version to sample with.
+    /// The version to sample with, or the oldest that will do.
     pub version: PolicyVersion,
+    /// No other will do.
+    pub exact: bool,
+}
+
+impl GroupTask {
+    /// Whether a run that swaps adapters under way may sample it with this one.
+    pub fn may_use(&self, version: &PolicyVersion) -> bool {
+        self.version.digest == version.digest || (!self.exact && self.version.step < version.step)
+    }
 }
 
 /// One sample, waiting or in a slot.
@@ -80,12 +89,19 @@ impl Queue {
         self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
+    /// All samples, those that wait and those in slots.
+    pub fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.waiting.iter().chain(self.slots.iter().flatten())
+    }
+
     /// Whether a sample of this group waits or runs.
     pub fn holds_group(&self, group_id: u64) -> bool {
-        self.waiting
-            .iter()
-            .chain(self.slots.iter().flatten())
-            .any(|s| s.task.group_id == group_id)
+        self.samples().any(|s| s.task.group_id == group_id)
+    }
+
+    /// The sample in each slot.
+    pub fn slots(&self) -> &[Option<Sample>] {
+        &self.slots
     }
 
     /// Queues samples of one group. One that is here already and is the same stays where it is
@@ -180,6 +196,7 @@ mod tests {
             prompt_key: [group_id as u8; 32],
             params: SamplingParams::default(),
             version: PolicyVersion::of_bytes(0, b""),
+            exact: false,
         })
     }
 
@@ -249,6 +266,21 @@ mod tests {
         assert_eq!(queue.drop_before(2), [0]);
         assert_eq!(placed(&mut queue), [(0, 1, 3)]);
         assert_eq!(queue.running(), 2);
+    }
+
+    #[test]
+    fn a_newer_version_will_do_unless_the_sample_is_exact() {
+        let asked = |step, exact| GroupTask {
+            version: PolicyVersion::of_bytes(step, b"asked"),
+            exact,
+            ..(*task(1)).clone()
+        };
+        let other = PolicyVersion::of_bytes(5, b"other");
+        assert!(asked(4, false).may_use(&other) && !asked(4, true).may_use(&other));
+        assert!(!asked(5, false).may_use(&other) && !asked(6, false).may_use(&other));
+        // The same content under another name.
+        let same = PolicyVersion::of_bytes(2, b"asked");
+        assert!(asked(4, true).may_use(&same));
     }
 
     #[test]

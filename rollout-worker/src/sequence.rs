@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use tina_model::{Distribution, Scratch};
-use tina_proto::v1::{Completion, FinishReason, VersionSpan};
+use tina_proto::v1::{Completion, FinishReason, PolicyVersion, VersionSpan};
 
 use crate::{
     queue::GroupTask,
@@ -17,6 +17,8 @@ pub struct Sequence {
     index: u32,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    /// Which version sampled what.
+    versions: Vec<VersionSpan>,
     distribution: Distribution,
     uniforms: Uniforms,
     scan: StopScan,
@@ -41,6 +43,7 @@ impl Sequence {
             index,
             tokens: Vec::new(),
             logprobs: Vec::new(),
+            versions: Vec::new(),
             distribution: Distribution {
                 temperature: params.temperature,
                 top_p: params.top_p,
@@ -56,9 +59,10 @@ impl Sequence {
         }
     }
 
-    /// The newest token, to be decoded next.
-    pub fn last_token(&self) -> Option<u32> {
-        self.tokens.last().copied()
+    /// The tokens behind the first `cached` of prompt and completion: to be decoded next.
+    pub fn tokens_behind(&self, cached: usize) -> &[u32] {
+        let of_completion = cached.saturating_sub(self.task.prompt.len());
+        self.tokens.get(of_completion..).unwrap_or_default()
     }
 
     /// Whether the completion has ended, well or not.
@@ -71,8 +75,14 @@ impl Sequence {
         self.end = Some(Err(error));
     }
 
-    /// Samples the next token from `logits` (one a vocabulary entry).
-    pub fn extend(&mut self, logits: &[f32], decode: &dyn TokenText, scratch: &mut Scratch) {
+    /// Samples the next token from the `logits` (one a vocabulary entry) that `version` gave.
+    pub fn extend(
+        &mut self,
+        logits: &[f32],
+        version: &PolicyVersion,
+        decode: &dyn TokenText,
+        scratch: &mut Scratch,
+    ) {
         let uniform = self.uniforms.next_uniform();
         let sampled = self.distribution.sample(logits, uniform, scratch);
         if !sampled.logprob.is_finite() {
@@ -83,6 +93,16 @@ impl Sequence {
                 sampled.logprob
             ));
             return;
+        }
+        let span = self.versions.last().and_then(|span| span.version.as_ref());
+        if span.is_none_or(|last| last.digest != version.digest) {
+            // An adapter may have several names: the one that was asked for, if it is among them.
+            let asked = &self.task.version;
+            let same = asked.digest == version.digest;
+            self.versions.push(VersionSpan {
+                start: self.tokens.len() as u32,
+                version: Some(if same { asked } else { version }.clone()),
+            });
         }
         self.tokens.push(sampled.token);
         self.logprobs.push(sampled.logprob);
@@ -119,10 +139,7 @@ impl Sequence {
             tokens: self.tokens,
             logprobs: self.logprobs,
             finish_reason: reason.into(),
-            versions: vec![VersionSpan {
-                start: 0,
-                version: Some(self.task.version.clone()),
-            }],
+            versions: self.versions,
             decode_seconds: self.started.elapsed().as_secs_f64(),
         })
     }
@@ -159,14 +176,16 @@ mod tests {
             prompt_key: [0; 32],
             params,
             version: PolicyVersion::of_bytes(2, b"adapter"),
+            exact: false,
         });
+        let version = task.version.clone();
         let uniforms = Uniforms::new(0, &[0; 32], 1, &[0; 32]);
         let mut sequence = Sequence::new(task, 1, uniforms, max_sequence);
-        for &token in forced {
+        for (i, &token) in forced.iter().enumerate() {
             let mut logits = [0.0; 8];
             logits[token as usize] = 10.0;
-            sequence.extend(&logits, &Letters, &mut Scratch::default());
-            assert_eq!(sequence.last_token(), Some(token));
+            sequence.extend(&logits, &version, &Letters, &mut Scratch::default());
+            assert_eq!(sequence.tokens_behind(prompt + i), [token]);
             if sequence.has_ended() {
                 break;
             }
@@ -244,10 +263,12 @@ mod tests {
                 ..greedy(3)
             },
             version: PolicyVersion::of_bytes(2, b"adapter"),
+            exact: false,
         });
+        let version = task.version.clone();
         let uniforms = Uniforms::new(0, &[0; 32], 1, &[0; 32]);
         let mut sequence = Sequence::new(task, 1, uniforms, 10);
-        sequence.extend(&[f32::NAN; 8], &Letters, &mut Scratch::default());
+        sequence.extend(&[f32::NAN; 8], &version, &Letters, &mut Scratch::default());
         assert!(sequence.has_ended());
         let error = sequence.into_completion().unwrap_err();
         assert!(error.contains("not finite"), "{error}");

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     adapter::ReadyAdapter,
-    check::{self, RunPlan},
+    check::{self, AdapterSwap, RunPlan},
     engine::{Event, Work},
     outbox::Outbox,
 };
@@ -82,7 +82,7 @@ pub(crate) struct State {
     held: Option<AdapterLoaded>,
     /// The adapter that is being fetched or loaded.
     loading: Option<PolicyVersion>,
-    /// Commands that wait until the model is ready and no adapter is on its way.
+    /// Commands that wait for the model, or for an adapter.
     pending: VecDeque<Command>,
     outgoing: VecDeque<Message>,
     outbox: Outbox,
@@ -248,16 +248,37 @@ impl State {
         self.outgoing.extend(unacknowledged);
     }
 
-    /// Works off commands in order, until one has to wait for an adapter.
+    /// Works off commands in order; those that have to wait for an adapter stay.
     fn work_off(&mut self, actions: &mut Vec<Action>) {
-        while matches!(self.model, ModelState::Ready(_)) && self.loading.is_none() {
-            match self.pending.pop_front() {
-                Some(Command::LoadAdapter(load)) => self.load_adapter(load, actions),
-                Some(Command::Sample(sample)) => self.sample(sample, actions),
-                Some(_) => {}
-                None => return,
+        let ModelState::Ready(model) = &self.model else {
+            return;
+        };
+        let swap = model.plan.swap;
+        for command in std::mem::take(&mut self.pending) {
+            match command {
+                Command::LoadAdapter(load) if self.loading.is_none() => {
+                    self.load_adapter(load, actions);
+                }
+                Command::Sample(sample) if !self.waits(&sample, swap) => {
+                    self.sample(sample, actions);
+                }
+                other => self.pending.push_back(other),
             }
         }
+    }
+
+    /// Whether a sample has to wait for an adapter that is on its way: for any when that is taken
+    /// after what is under way has ended, else for the one that it asks for.
+    fn waits(&self, sample: &Sample, swap: AdapterSwap) -> bool {
+        let mut coming = self
+            .loading
+            .iter()
+            .chain(self.pending.iter().filter_map(|command| match command {
+                Command::LoadAdapter(load) => load.version.as_ref(),
+                _ => None,
+            }));
+        let digest = sample.version.as_ref().map(|version| &version.digest);
+        coming.any(|version| swap == AdapterSwap::Drain || Some(&version.digest) == digest)
     }
 
     fn load_adapter(&mut self, load: LoadAdapter, actions: &mut Vec<Action>) {
@@ -275,8 +296,11 @@ impl State {
         if load.nccl.is_none()
             && let Some(held) = self.held.as_mut().filter(same)
         {
-            held.version = Some(version);
+            let name = held.version.replace(version.clone());
             let again = held.clone();
+            if name.as_ref() != Some(&version) {
+                actions.push(Action::Engine(Work::Rename(version)));
+            }
             return self.send(Message::AdapterLoaded(again));
         }
         self.loading = Some(version.clone());
@@ -374,8 +398,9 @@ impl State {
             Event::Completed {
                 completion,
                 prompt_key,
+                asked,
             } => {
-                let lost = self.outbox.keep(prompt_key, completion.clone());
+                let lost = self.outbox.keep(prompt_key, asked, completion.clone());
                 if lost > 0 {
                     warn!(
                         lost,
@@ -440,6 +465,7 @@ fn same_run(a: &RunSpec, b: &RunSpec) -> bool {
         && a.lora == b.lora
         && a.probe_tokens == b.probe_tokens
         && a.max_sequence_tokens == b.max_sequence_tokens
+        && a.adapter_swap == b.adapter_swap
 }
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ use candle_core::{DType, Device, Tensor};
 use tina_model::{Adapter, Decoder, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig};
 use tina_proto::v1::PolicyVersion;
 
-use crate::{check::RunPlan, seed::Uniforms, stop::TokenText};
+use crate::{
+    check::{AdapterSwap, RunPlan},
+    seed::Uniforms,
+    stop::TokenText,
+};
 
 const LAYERS: usize = 2;
 pub(crate) const VOCAB: usize = 40;
@@ -33,7 +37,7 @@ fn config_json() -> String {
     format!(
         r#"{{"model_type": "llama", "vocab_size": {VOCAB}, "hidden_size": 16,
         "intermediate_size": 32, "num_hidden_layers": {LAYERS}, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 2, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true}}"#
     )
 }
@@ -117,6 +121,7 @@ pub(crate) fn plan() -> RunPlan {
         probe: vec![1, 2, 3, 4],
         vocab_size: VOCAB,
         max_sequence_tokens: LONGEST,
+        swap: AdapterSwap::Drain,
     }
 }
 

@@ -198,8 +198,6 @@ impl Args {
             }),
             algorithm: Some(AlgorithmSpec {
                 loss: "grpo".into(),
-                clip_low: 0.2,
-                clip_high: 0.2,
                 iterations: 1,
                 advantage: "group".into(),
                 max_completion_tokens: self.tokens,

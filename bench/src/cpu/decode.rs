@@ -1,7 +1,10 @@
 //! Sampling: prompts and decoding by the rollout worker's engine, alone in its process.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -189,8 +192,10 @@ fn sample(
     let mut events = Vec::new();
     let sequences = prompts.len() as u64;
     let gauges = engine.gauges();
-    let before = gauges.tokens.load(Ordering::Relaxed);
-    let tokens = || gauges.tokens.load(Ordering::Relaxed) - before;
+    let count = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
+    let (before, known) = (count(&gauges.tokens), count(&gauges.prompt_tokens));
+    let tokens = || count(&gauges.tokens) - before;
+    let prompt_tokens = sequences * sampling.prompt as u64;
     let began = Instant::now();
     for (i, prompt) in prompts.into_iter().enumerate() {
         let group = first_group + i as u64;
@@ -201,7 +206,7 @@ fn sample(
         };
         engine.submit(order, &mut events);
     }
-    while tokens() < sequences && !engine.is_idle() {
+    while count(&gauges.prompt_tokens) - known < prompt_tokens && !engine.is_idle() {
         engine.step(&mut events);
     }
     let first = began.elapsed().as_secs_f64();

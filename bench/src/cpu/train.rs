@@ -228,13 +228,13 @@ fn group(id: u64, prompt: Vec<u32>, completions: Vec<(Vec<u32>, Vec<f32>)>) -> G
 
 #[cfg(test)]
 mod tests {
-    use tina_learner::advantage::{Scale, group_advantages};
+    use tina_learner::advantage::{self, Scale};
 
     use super::*;
 
     fn advantages(group: &Group) -> Vec<f64> {
-        let rewards: Vec<_> = group.samples.iter().map(|sample| sample.reward).collect();
-        group_advantages(&rewards, Scale::GroupStd)
+        let rewards = group.samples.iter().map(|sample| sample.reward).collect();
+        advantage::advantages(&[rewards], Scale::GroupStd).remove(0)
     }
 
     #[test]

@@ -27,10 +27,11 @@ use std::{
 pub(crate) use check::MAX_STOPS;
 pub use schema::{KeyInfo, SectionInfo};
 pub use sections::{
-    AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection, CostSection,
-    DataSection, Dtype, EvalSection, Importance, ImportanceMode, KlEstimator, KlIn, LearnerSection,
-    LoraSection, Loss, ModelSection, NotJudged, RewardCompat, RewardJudge, RewardKind, RewardRule,
-    RewardSection, RolloutSection, RunSection, SamplingSection, SourceSection, WorkerSection,
+    AdapterSwap, AdapterTransport, Advantage, AlgorithmSection, Answers, BadRows, ClusterSection,
+    CostSection, DataSection, Dtype, EvalSection, Importance, ImportanceMode, KlEstimator, KlIn,
+    LearnerSection, LoraSection, Loss, ModelSection, NotJudged, RewardCompat, RewardJudge,
+    RewardKind, RewardRule, RewardSection, RolloutSection, RunSection, SamplingSection,
+    SourceSection, WorkerSection,
 };
 
 use tina_model::ModelSource;
@@ -302,9 +303,18 @@ impl RunConfig {
         read_token(self.cluster.token_file.as_deref().map(Path::new))
     }
 
+    /// When a worker takes a new adapter.
+    pub fn adapter_swap(&self) -> AdapterSwap {
+        let own = match self.algorithm.max_staleness {
+            0 => AdapterSwap::Drain,
+            _ => AdapterSwap::Keep,
+        };
+        self.rollout.adapter_swap.unwrap_or(own)
+    }
+
     /// Whether workers end what they sample before they take a new adapter.
     pub fn drains(&self) -> bool {
-        true
+        self.adapter_swap() == AdapterSwap::Drain
     }
 
     /// The run's folder.

@@ -568,6 +568,18 @@ section! {
     }
 }
 
+choices! {
+    /// When a worker takes a new adapter, and what becomes of samples under way.
+    AdapterSwap {
+        /// When they have ended.
+        Drain = "drain",
+        /// Between two decoding steps; they keep their keys and values.
+        Keep = "keep",
+        /// Between two decoding steps; keys and values are computed anew.
+        Recompute = "recompute",
+    }
+}
+
 section! {
     /// The rollout workers.
     RolloutSection {
@@ -579,6 +591,14 @@ section! {
         /// the smaller.
         #[unit = "sequences"]
         slots: u32 = 64;
+        /// When a worker takes a new adapter. `drain`: when all samples under way have ended. `keep`:
+        /// between two decoding steps; samples under way go on with the keys and values that they
+        /// have, and each completion says which version sampled which tokens. `recompute`: likewise,
+        /// but their keys and values are computed anew under the new adapter first. Evaluations, and
+        /// all samples of a run without algorithm.max_staleness, end under the adapter that they
+        /// began with, whatever stands here.
+        /// Unset: `keep` where algorithm.max_staleness is above 0, else `drain`.
+        adapter_swap: Option<AdapterSwap> = None;
     }
 }
 

@@ -67,6 +67,7 @@ impl RunConfig {
             max_sequence_tokens,
             run_dir: run_dir.to_owned(),
             adapter_transport: self.cluster.adapter_transport.as_str().to_owned(),
+            adapter_swap: self.adapter_swap().as_str().to_owned(),
         }
     }
 

@@ -20,6 +20,11 @@ fn batch_for(trainer: &Trainer) -> Batch {
     batch(&trainer.decoder, &trainer.adapter, &trainer.version)
 }
 
+fn no_penalties(batch: &Batch) -> Vec<Vec<f64>> {
+    let of = |group: &Group| vec![0.0; group.samples.len()];
+    batch.groups.iter().map(of).collect()
+}
+
 /// Loss, gradient (flat) and rows computed.
 fn evaluate(
     decoder: &Decoder,
@@ -29,12 +34,7 @@ fn evaluate(
     dropout: Option<Dropout>,
 ) -> (f64, Vec<f32>, u64) {
     let mut cost = Cost::default();
-    let none: Vec<Vec<f64>> = batch
-        .groups
-        .iter()
-        .map(|g| vec![0.0; g.samples.len()])
-        .collect();
-    let pass = Work::new(batch, settings, &none)
+    let pass = Work::new(batch, settings, &no_penalties(batch))
         .gradient(
             decoder,
             settings,
@@ -360,10 +360,10 @@ fn masked_and_unjudged_completions_are_as_if_they_were_not_there() {
         ..settings.clone()
     };
     assert_eq!(of(&settings, &truncated).1, of(&settings, &full).1);
-    let masked = Work::new(&truncated, &masked);
+    let masked = Work::new(&truncated, &masked, &no_penalties(&truncated));
     assert_eq!(
         masked.completions(),
-        Work::new(&full, &settings).completions() - 3
+        Work::new(&full, &settings, &no_penalties(&full)).completions() - 3
     );
 }
 

@@ -22,13 +22,19 @@ pub(crate) fn attention(
                 None => Ok(own),
             }
         };
-        let before = segment.prefix.map_or(0, |p| p.1);
-        let mask = causal_mask(segment.len, before, q.device())?;
-        let q = q.narrow(0, segment.start, segment.len)?.unsqueeze(0)?;
-        let (k, v) = (keys(k)?.unsqueeze(0)?, keys(v)?.unsqueeze(0)?);
-        outs.push(composed(&q, &k, &v, &mask.unsqueeze(0)?, heads)?.squeeze(0)?);
+        let q = q.narrow(0, segment.start, segment.len)?;
+        outs.push(last_rows(&q, &keys(k)?, &keys(v)?, heads)?);
     }
     Tensor::cat(&outs, 0)
+}
+
+/// Attention of the last rows of a sequence: q `[n, queries * width]`, k and v of the whole of it,
+/// `[before + n, keys * width]`.
+pub(crate) fn last_rows(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+    let (n, all) = (q.dim(0)?, k.dim(0)?);
+    let mask = causal_mask(n, all - n, q.device())?.unsqueeze(0)?;
+    let (q, k, v) = (q.unsqueeze(0)?, k.unsqueeze(0)?, v.unsqueeze(0)?);
+    composed(&q, &k, &v, &mask, heads)?.squeeze(0)
 }
 
 /// 0 where row i of `len` may see key j of `before + len`, −∞ where not; `[len, before + len]` f32.

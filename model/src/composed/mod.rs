@@ -26,7 +26,7 @@ use crate::{
     dropout::{DropMask, Dropout},
     error::Result,
     kernels::attention::{Heads, Segment},
-    kv::KvCache,
+    kv::{KvCache, OpenPrompt, SlotPlan},
     lora::LoraModule,
 };
 
@@ -178,31 +178,81 @@ impl ComposedModel {
         Ok(self.output().product(hidden)?.to_dtype(DType::F32)?)
     }
 
-    /// A prompt's keys and values by layer, and the logits `[vocab]` of its last token.
-    #[expect(clippy::type_complexity, reason = "keys and values by layer; logits")]
-    pub(crate) fn prefill(
+    /// Prompts' next rows, one prompt after the other, then those of `slots`: the logits `[vocab]` of
+    /// each one's last row, f32, one behind the other.
+    pub(crate) fn advance(
         &self,
-        prompt: &[u32],
-        pass: &Pass,
+        cache: &KvCache,
+        prompts: &mut [(&mut OpenPrompt, usize)],
+        (plan, slots): (&SlotPlan, &[(usize, &[u32])]),
+        angles: impl Fn(&[u32]) -> Result<Angles>,
         adapter: Option<&Adapter>,
-    ) -> Result<(Vec<(Tensor, Tensor)>, Vec<f32>)> {
-        let mut x = self.embed(prompt)?;
-        let mut kept = Vec::with_capacity(self.layers.len());
-        for i in 0..self.layers.len() {
-            let lora = adapter.map(|a| LayerLora::constant(a, i));
-            let (next, k, v) = self.layer(i, &x, pass, lora.as_ref())?;
-            kept.push((k.contiguous()?, v.contiguous()?));
-            x = next;
+    ) -> Result<Vec<f32>> {
+        let (mut found, mut kept) = (Vec::new(), Vec::with_capacity(prompts.len()));
+        for (prompt, rows) in prompts.iter() {
+            let (tokens, first) = prompt.next(*rows);
+            let positions: Vec<u32> = (first..first + rows).map(|p| p as u32).collect();
+            let angles = angles(&positions)?;
+            let (layers, x) = self.prompt_rows(tokens, prompt.tensors(), &angles, adapter)?;
+            kept.push(layers);
+            found.push(x.narrow(0, rows - 1, 1)?);
         }
-        let last = self.norm.forward(&x.narrow(0, prompt.len() - 1, 1)?)?;
-        Ok((kept, self.logits(&last)?.squeeze(0)?.to_vec1()?))
+        if !slots.is_empty() {
+            let tokens: Vec<u32> = slots.iter().flat_map(|s| s.1).copied().collect();
+            let angles = angles(&plan.positions)?;
+            let x = self.slot_rows(cache, plan, &tokens, &angles, adapter)?;
+            let ends = slots.iter().scan(0, |end, (_, tokens)| {
+                *end += tokens.len() as u32;
+                Some(*end - 1)
+            });
+            let ends: Vec<u32> = ends.collect();
+            found.push(if ends.len() == tokens.len() {
+                x
+            } else {
+                x.index_select(&Tensor::new(ends, x.device())?, 0)?
+            });
+        }
+        let last = self.norm.forward(&Tensor::cat(&found, 0)?)?;
+        let logits = self.logits(&last)?.flatten_all()?.to_vec1()?;
+        for ((prompt, _), layers) in prompts.iter_mut().zip(kept) {
+            prompt.set_tensors(layers);
+        }
+        Ok(logits)
     }
 
-    /// One decoding step: logits `[n, vocab]`, f32.
-    pub(crate) fn decode(
+    /// Rows of a prompt behind those that are `known`: keys and values of all of them by layer, and
+    /// what the layers made of these, `[rows, hidden]`.
+    fn prompt_rows(
         &self,
-        cache: &mut KvCache,
-        plan: &crate::kv::DecodePlan,
+        tokens: &[u32],
+        known: &[(Tensor, Tensor)],
+        angles: &Angles,
+        adapter: Option<&Adapter>,
+    ) -> Result<(Vec<(Tensor, Tensor)>, Tensor)> {
+        let mut x = self.embed(tokens)?;
+        let mut kept = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let lora = adapter.map(|a| LayerLora::constant(a, i));
+            let (q, k, v) = self.project(layer, &x, angles, lora.as_ref())?;
+            let (k, v) = match known.get(i) {
+                None => (k.contiguous()?, v.contiguous()?),
+                Some((first_k, first_v)) => (
+                    Tensor::cat(&[first_k, &k], 0)?,
+                    Tensor::cat(&[first_v, &v], 0)?,
+                ),
+            };
+            let mixed = attention::last_rows(&q, &k, &v, self.heads)?;
+            x = self.finish(layer, &x, &mixed, lora.as_ref())?;
+            kept.push((k, v));
+        }
+        Ok((kept, x))
+    }
+
+    /// What the layers make of new tokens of slots, `[rows, hidden]`.
+    fn slot_rows(
+        &self,
+        cache: &KvCache,
+        plan: &SlotPlan,
         tokens: &[u32],
         angles: &Angles,
         adapter: Option<&Adapter>,
@@ -214,7 +264,7 @@ impl ComposedModel {
             let mixed = cache.attend_tensors(plan, i, &q, &k, &v)?;
             x = self.finish(layer, &x, &mixed, lora.as_ref())?;
         }
-        self.logits(&self.norm.forward(&x)?)
+        Ok(x)
     }
 }
 

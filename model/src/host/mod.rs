@@ -2,7 +2,7 @@
 //!
 //! - `layer`: one layer forward, for sampling and learning alike
 //! - `backward`: one layer backward, from the activations that were kept
-//! - `sampling`: prompts and decoding steps
+//! - `sampling`: passes over prompts' rows and slots' tokens
 //! - `tape`: learning passes; `vocabulary`: log-probs and their gradient
 //! - `buffers`: the memory that they work in, allocated once
 

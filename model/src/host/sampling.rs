@@ -1,109 +1,63 @@
-//! Prompts and decoding steps.
+//! Passes of sampling: rows of prompts, and tokens of slots.
 
 use super::{Activations, Angles, Attend, HostModel, LayerLora};
 use crate::{
     adapter::Adapter,
     error::Result,
     kernels::team,
-    kv::{DecodePlan, KvCache, OpenPrompt, PromptKv},
+    kv::{KvCache, OpenPrompt, SlotPlan},
 };
 
-/// Rows of prompts, one run of each, over the cache's pages.
-struct Prompts<'a> {
+/// Rows of prompts, and behind them those of slots, over the cache's pages.
+struct Sampling<'a> {
     cache: &'a mut KvCache,
-    /// A prompt, its first position among the rows, and how many.
-    runs: &'a [(&'a OpenPrompt, usize, usize)],
+    prompts: &'a [(&'a OpenPrompt, usize)],
+    slots: &'a SlotPlan,
 }
 
-impl Attend for Prompts<'_> {
+impl Attend for Sampling<'_> {
     fn attend(&mut self, layer: usize, a: &mut Activations) -> Result<()> {
         let rows = [&a.q[..], &a.k[..], &a.v[..]];
         self.cache
-            .attend_prompts(self.runs, layer, rows, &mut a.mixed)
-    }
-}
-
-/// One row a slot.
-struct Decoding<'a> {
-    cache: &'a mut KvCache,
-    plan: &'a DecodePlan,
-}
-
-impl Attend for Decoding<'_> {
-    fn attend(&mut self, layer: usize, a: &mut Activations) -> Result<()> {
-        let rows = [&a.q[..], &a.k[..], &a.v[..]];
-        self.cache.attend_rows(self.plan, layer, rows, &mut a.mixed)
+            .attend_rows(self.prompts, self.slots, layer, rows, &mut a.mixed)
     }
 }
 
 impl HostModel {
-    /// Computes prompts that fit into one pass, or one long one in several: their pages, and the
-    /// logits of their last tokens.
-    pub(crate) fn prefill(
+    /// Prompts' next rows and slots' next tokens: the logits of each one's last row into `logits`,
+    /// `[prompts + slots, vocab]`.
+    pub(crate) fn advance(
         &self,
         cache: &mut KvCache,
-        prompts: &[&[u32]],
-        rows_at_a_time: usize,
+        prompts: &[(&mut OpenPrompt, usize)],
+        (plan, slots): (&SlotPlan, &[(usize, &[u32])]),
         angles: impl Fn(&[u32]) -> Angles,
-        adapter: Option<&Adapter>,
-    ) -> Result<Vec<(PromptKv, Vec<f32>)>> {
-        let _hot = team::stay_hot();
-        let open = prompts
-            .iter()
-            .map(|prompt| cache.open_prompt(prompt.len()))
-            .collect::<Result<Vec<_>>>()?;
-        let vocab = self.output().forward.columns();
-        let mut logits: Vec<Vec<f32>> = vec![Vec::new(); prompts.len()];
-        // Runs of rows in the order of the prompts, as many as a pass takes.
-        let (mut prompt, mut first) = (0, 0);
-        while prompt < prompts.len() {
-            let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-            let (mut runs, mut last) = (Vec::new(), Vec::new());
-            while prompt < prompts.len() && tokens.len() < rows_at_a_time {
-                let rest = &prompts[prompt][first..];
-                let n = rest.len().min(rows_at_a_time - tokens.len());
-                runs.push((&open[prompt], first, n));
-                tokens.extend_from_slice(&rest[..n]);
-                positions.extend((first..first + n).map(|p| p as u32));
-                first += n;
-                if n == rest.len() {
-                    last.push((prompt, tokens.len() - 1));
-                    (prompt, first) = (prompt + 1, 0);
-                }
-            }
-            let angles = angles(&positions);
-            let mut attend = Prompts { cache, runs: &runs };
-            let ends: Vec<usize> = last.iter().map(|(_, row)| *row).collect();
-            self.run(
-                &tokens,
-                &angles,
-                adapter,
-                &mut attend,
-                Some(&ends),
-                |found| {
-                    for ((prompt, _), row) in last.iter().zip(found.chunks_exact(vocab)) {
-                        logits[*prompt] = row.to_vec();
-                    }
-                },
-            )?;
-        }
-        let kept = open.into_iter().map(OpenPrompt::finish);
-        Ok(kept.zip(logits).collect())
-    }
-
-    /// One decoding step: logits `[n, vocab]` into `logits`.
-    pub(crate) fn decode(
-        &self,
-        cache: &mut KvCache,
-        plan: &DecodePlan,
-        tokens: &[u32],
-        angles: &Angles,
         adapter: Option<&Adapter>,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let _hot = team::stay_hot();
-        let mut attend = Decoding { cache, plan };
-        self.run(tokens, angles, adapter, &mut attend, None, |found| {
+        let prompts: Vec<(&OpenPrompt, usize)> = prompts.iter().map(|(p, n)| (&**p, *n)).collect();
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let mut ends = Vec::with_capacity(prompts.len() + slots.len());
+        for (prompt, rows) in &prompts {
+            let (next, first) = prompt.next(*rows);
+            tokens.extend_from_slice(next);
+            positions.extend((first..first + rows).map(|p| p as u32));
+            ends.push(tokens.len() - 1);
+        }
+        for (_, next) in slots {
+            tokens.extend_from_slice(next);
+            ends.push(tokens.len() - 1);
+        }
+        positions.extend_from_slice(&plan.positions);
+        let wanted = (ends.len() < tokens.len()).then_some(&ends[..]);
+        let mut attend = Sampling {
+            cache,
+            prompts: &prompts,
+            slots: plan,
+        };
+        let angles = angles(&positions);
+        self.run(&tokens, &angles, adapter, &mut attend, wanted, |found| {
             std::mem::swap(logits, found);
         })
     }

@@ -2,7 +2,11 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{composed::attention::composed, error::Result, kernels::attention::Heads};
+use crate::{
+    composed::attention::{composed, last_rows},
+    error::Result,
+    kernels::attention::Heads,
+};
 
 /// `[layer]`: (k, v), each `[slots * max_tokens, kv_heads * head_dim]`.
 #[derive(Debug)]
@@ -11,13 +15,19 @@ pub(super) struct Rows {
     max_tokens: usize,
 }
 
-/// Rows to write `[n, row]`, rows to read `[n * longest]`, mask `[n, 1, longest]`.
+/// Slots that take tokens in a pass, one behind the other.
 #[derive(Debug)]
 pub(super) struct Step {
+    /// Rows to write, `[n, row]`.
     write: Tensor,
-    read: Tensor,
-    mask: Tensor,
+    /// The first of the slots, which take one token each: how many, rows to read `[n * longest]`, and
+    /// mask `[n, 1, longest]`.
+    single: Option<(usize, Tensor, Tensor)>,
+    /// The others: (slot, position of its first new token, how many).
+    longer: Vec<Run>,
 }
+
+type Run = (usize, usize, usize);
 
 impl Rows {
     pub(super) fn new(
@@ -53,26 +63,43 @@ impl Rows {
         Ok(())
     }
 
-    pub(super) fn step(&self, heads: Heads, slots: &[usize], positions: &[u32]) -> Result<Step> {
+    pub(super) fn step(&self, heads: Heads, runs: &[Run]) -> Result<Step> {
         let device = self
             .layers
             .first()
             .map_or(&Device::Cpu, |(k, _)| k.device());
-        let (n, row) = (slots.len(), heads.key_row());
-        let at = slots.iter().zip(positions).flat_map(|(slot, position)| {
-            let index = (slot * self.max_tokens) as u32 + position;
-            std::iter::repeat_n(index, row)
+        let row = heads.key_row();
+        let at = runs.iter().flat_map(|(slot, first, n)| {
+            let start = slot * self.max_tokens + first;
+            (start..start + n).flat_map(|index| std::iter::repeat_n(index as u32, row))
         });
-        let write = Tensor::from_vec(at.collect::<Vec<_>>(), (n, row), device)?;
-        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
-        let read = slots.iter().flat_map(|slot| {
+        let at: Vec<u32> = at.collect();
+        let write = (at.len() / row, row);
+        let write = Tensor::from_vec(at, write, device)?;
+        let singles = runs.iter().take_while(|run| run.2 == 1).count();
+        let (single, longer) = runs.split_at(singles);
+        Ok(Step {
+            write,
+            single: match singles {
+                0 => None,
+                n => Some(self.gather(single, device).map(|(r, m)| (n, r, m))?),
+            },
+            longer: longer.to_vec(),
+        })
+    }
+
+    /// Rows to read and mask of slots that take one token each.
+    fn gather(&self, runs: &[Run], device: &Device) -> Result<(Tensor, Tensor)> {
+        let n = runs.len();
+        let longest = runs.iter().map(|run| run.1 + 1).max().unwrap_or(0);
+        let read = runs.iter().flat_map(|(slot, ..)| {
             let start = (slot * self.max_tokens) as u32;
             start..start + longest as u32
         });
         let read = Tensor::from_vec(read.collect::<Vec<_>>(), n * longest, device)?;
-        let mask = positions.iter().flat_map(|p| {
+        let mask = runs.iter().flat_map(|(_, position, _)| {
             let seen = move |j: usize| {
-                if j <= *p as usize {
+                if j <= *position {
                     0.0
                 } else {
                     f32::NEG_INFINITY
@@ -81,7 +108,7 @@ impl Rows {
             (0..longest).map(seen)
         });
         let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), (n, 1, longest), device)?;
-        Ok(Step { write, read, mask })
+        Ok((read, mask))
     }
 
     /// q `[n, queries * width]`, k and v `[n, keys * width]`.
@@ -97,15 +124,21 @@ impl Rows {
         let (all_k, all_v) = &self.layers[layer];
         all_k.scatter_set(&step.write, &k.contiguous()?, 0)?;
         all_v.scatter_set(&step.write, &v.contiguous()?, 0)?;
-        let shape = (q.dim(0)?, step.mask.dim(2)?, heads.key_row());
-        let seen = |all: &Tensor| all.index_select(&step.read, 0)?.reshape(shape);
-        let out = composed(
-            &q.unsqueeze(1)?,
-            &seen(all_k)?,
-            &seen(all_v)?,
-            &step.mask,
-            heads,
-        )?;
-        Ok(out.squeeze(1)?)
+        let mut outs = Vec::with_capacity(1 + step.longer.len());
+        let mut row = 0;
+        if let Some((n, read, mask)) = &step.single {
+            let shape = (*n, mask.dim(2)?, heads.key_row());
+            let seen = |all: &Tensor| all.index_select(read, 0)?.reshape(shape);
+            let q = q.narrow(0, 0, *n)?.unsqueeze(1)?;
+            outs.push(composed(&q, &seen(all_k)?, &seen(all_v)?, mask, heads)?.squeeze(1)?);
+            row = *n;
+        }
+        for (slot, first, n) in &step.longer {
+            let seen = |all: &Tensor| all.narrow(0, slot * self.max_tokens, first + n);
+            let q = q.narrow(0, row, *n)?;
+            outs.push(last_rows(&q, &seen(all_k)?, &seen(all_v)?, heads)?);
+            row += n;
+        }
+        Ok(Tensor::cat(&outs, 0)?)
     }
 }

@@ -6,6 +6,7 @@
 //! (PagedAttention, arXiv 2309.06180). Memory follows the tokens that are held, and a page that is
 //! given back serves the next sequence.
 //!
+//! - `prompts`: prompts on their way into the cache
 //! - `pool`: the pages, and who holds them
 //! - `device`: the cache as tensors, for GPUs and for the composed path
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use self::prompts::OpenPrompt;
 use self::{
     device::{Rows, Step},
     pool::{Lease, Pool},
@@ -52,31 +54,6 @@ impl PromptKv {
     /// Whether the prompt has no tokens (it never has none).
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
-    }
-
-    /// A prompt as tensors, one pair a layer.
-    pub(crate) fn from_tensors(tokens: usize, layers: Vec<(Tensor, Tensor)>) -> Self {
-        Self {
-            tokens,
-            kept: Kept::Tensors(Arc::new(layers)),
-        }
-    }
-}
-
-/// A prompt whose rows are being computed, some of them at a time.
-#[derive(Debug)]
-pub(crate) struct OpenPrompt {
-    tokens: usize,
-    lease: Lease,
-}
-
-impl OpenPrompt {
-    /// The prompt, all its rows written in all layers.
-    pub(crate) fn finish(self) -> PromptKv {
-        PromptKv {
-            tokens: self.tokens,
-            kept: Kept::Pages(Arc::new(self.lease)),
-        }
     }
 }
 
@@ -113,14 +90,15 @@ enum Store {
     Device(Rows),
 }
 
-/// What one decoding step needs to know of its sequences.
-pub(crate) struct DecodePlan {
-    /// Slots, in the order of the step's rows.
-    slots: Vec<usize>,
+/// What a pass needs to know of the slots that take tokens in it.
+#[derive(Default)]
+pub(crate) struct SlotPlan {
+    /// (slot, position of its first new token, how many), in the order of the pass's rows.
+    runs: Vec<(usize, usize, usize)>,
     /// Position of each new token.
     pub(crate) positions: Vec<u32>,
-    /// On a CPU: where each new token goes.
-    places: Places,
+    /// On a CPU, where every slot takes one token: where that goes.
+    places: Option<Places>,
     device: Option<Step>,
 }
 
@@ -187,17 +165,6 @@ impl KvCache {
         Ok(())
     }
 
-    /// Pages for a prompt of `tokens` tokens; of a cache on a CPU.
-    pub(crate) fn open_prompt(&mut self, tokens: usize) -> Result<OpenPrompt> {
-        self.check_prompt(tokens)?;
-        let pool = host(&mut self.store)?;
-        let mut lease = pool.lease();
-        for _ in 0..tokens.div_ceil(PAGE) {
-            pool.take(&mut lease);
-        }
-        Ok(OpenPrompt { tokens, lease })
-    }
-
     /// Starts a completion of `prompt` in `slot`.
     ///
     /// # Errors
@@ -239,56 +206,68 @@ impl KvCache {
         }
     }
 
-    /// Takes one more token into each of `slots`.
-    pub(crate) fn plan(&mut self, slots: &[usize]) -> Result<DecodePlan> {
-        for (i, slot) in slots.iter().enumerate() {
+    /// Takes so many more tokens into each of `slots`.
+    pub(crate) fn plan(&mut self, slots: &[(usize, usize)]) -> Result<SlotPlan> {
+        for (i, (slot, tokens)) in slots.iter().enumerate() {
             let place = self.slots.get(*slot).ok_or_else(|| no_slot(*slot))?;
             if place.prompt.is_none() {
                 return Err(ModelError::OutOfRange(format!(
                     "slot {slot} holds no prompt"
                 )));
             }
-            if place.len() >= self.max_tokens {
+            if *tokens == 0 || *tokens > self.max_tokens.saturating_sub(place.len()) {
                 return Err(ModelError::OutOfRange(format!(
-                    "slot {slot} is full: {} tokens",
+                    "{tokens} more tokens in slot {slot}, which holds {} of {}",
+                    place.len(),
                     self.max_tokens
                 )));
             }
-            if slots[..i].contains(slot) {
+            if slots[..i].iter().any(|(other, _)| other == slot) {
                 return Err(ModelError::OutOfRange(format!(
                     "slot {slot} stands twice in a step"
                 )));
             }
         }
-        let positions: Vec<u32> = slots.iter().map(|s| self.slots[*s].len() as u32).collect();
-        let mut places = Vec::new();
-        let device = match &mut self.store {
-            Store::Host(pool) => {
-                for slot in slots {
-                    places.push(self.slots[*slot].next_place(pool));
-                }
-                None
-            }
-            Store::Device(rows) => Some(rows.step(self.heads, slots, &positions)?),
+        let run = |(slot, n): &(usize, usize)| (*slot, self.slots[*slot].len(), *n);
+        let runs: Vec<(usize, usize, usize)> = slots.iter().map(run).collect();
+        let each = |&(slot, first, n): &(usize, usize, usize)| {
+            (first..first + n).map(move |position| (slot, position as u32))
         };
-        for slot in slots {
-            self.slots[*slot].decoded += 1;
+        let (rows, positions): (Vec<usize>, Vec<u32>) = runs.iter().flat_map(each).unzip();
+        let device = match &self.store {
+            Store::Device(store) if !rows.is_empty() => Some(store.step(self.heads, &runs)?),
+            _ => None,
+        };
+        let mut places = Vec::new();
+        for slot in rows {
+            let place = &mut self.slots[slot];
+            if let Store::Host(pool) = &mut self.store {
+                places.push(place.next_place(pool));
+            }
+            place.decoded += 1;
         }
         // Slots stand once in a step, and the page that one writes is its own.
-        let shared = || ModelError::OutOfRange("two slots write one page".into());
-        Ok(DecodePlan {
-            slots: slots.to_vec(),
+        let single = runs.iter().all(|(_, _, n)| *n == 1);
+        Ok(SlotPlan {
+            runs,
             positions,
-            places: Places::new(places).ok_or_else(shared)?,
+            places: single.then(|| Places::new(places)).flatten(),
             device,
         })
     }
 
-    /// Attention of one layer of a decoding step: q `[n, queries * width]`, k and v of the new
+    /// Takes out again what `plan` took in: its pass failed.
+    pub(crate) fn undo(&mut self, plan: &SlotPlan) {
+        for (slot, _, n) in &plan.runs {
+            self.slots[*slot].decoded -= n;
+        }
+    }
+
+    /// Attention of one layer of the slots' rows: q `[n, queries * width]`, k and v of the new
     /// tokens `[n, keys * width]`, which are kept; for a cache of tensors.
     pub(crate) fn attend_tensors(
         &self,
-        plan: &DecodePlan,
+        plan: &SlotPlan,
         layer: usize,
         q: &Tensor,
         k: &Tensor,
@@ -301,26 +280,53 @@ impl KvCache {
         rows.attend(step, layer, self.heads, q, k, v)
     }
 
-    /// [`KvCache::attend_tensors`] on slices, q, k and v; for a cache on a CPU. The result goes to `out`,
-    /// `[n, queries * width]`.
+    /// Attention of one layer of a pass, for a cache on a CPU: rows of prompts, so many of each, one
+    /// behind the other, and behind them those of the slots. q and out `[rows, queries * width]`, k
+    /// and v `[rows, keys * width]`, which are kept.
     pub(crate) fn attend_rows(
         &mut self,
-        plan: &DecodePlan,
+        prompts: &[(&OpenPrompt, usize)],
+        plan: &SlotPlan,
         layer: usize,
         [q, k, v]: [&[f32]; 3],
         out: &mut [f32],
     ) -> Result<()> {
+        let row = self.heads.key_row();
         let pool = host(&mut self.store)?;
-        pool.pages.append(layer, &plan.places, k, v);
-        let rows = plan.slots.iter().zip(&plan.positions).enumerate();
-        let spans: Vec<Span<'_>> = rows
-            .map(|(start, (slot, position))| Span {
-                start,
-                len: 1,
-                first: *position as usize,
-                table: &self.slots[*slot].table,
+        let of_prompts = prompts.iter().map(|(prompt, n)| prompt.run(*n));
+        let of_slots = (plan.runs.iter()).map(|(slot, first, n)| {
+            let table = &self.slots[*slot].table[..];
+            (table, *first, *n)
+        });
+        let mut start = 0;
+        let spans: Vec<Span<'_>> = (of_prompts.chain(of_slots))
+            .map(|(table, first, len)| {
+                let span = Span {
+                    start,
+                    len,
+                    first,
+                    table,
+                };
+                start += len;
+                span
             })
             .collect();
+        let written = match &plan.places {
+            Some(_) => &spans[..prompts.len()],
+            None => &spans[..],
+        };
+        let mut end = 0;
+        for span in written {
+            end = span.start + span.len;
+            let range = span.start * row..end * row;
+            let (k, v) = (&k[range.clone()], &v[range]);
+            pool.pages.write(layer, span.table, span.first, k, v);
+        }
+        if let Some(places) = &plan.places {
+            let behind = end * row..;
+            pool.pages
+                .append(layer, places, &k[behind.clone()], &v[behind]);
+        }
         attention::attend(&pool.pages, layer, &spans, q, out, None);
         Ok(())
     }

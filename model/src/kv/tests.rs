@@ -50,24 +50,25 @@ fn as_slices(m: &[Vec<f32>; 3]) -> [&[f32]; 3] {
 
 /// Computes a prompt (sequence 0) in chunks of 7 rows.
 fn prompt(cache: &mut KvCache, tokens: usize) -> PromptKv {
-    let open = cache.open_prompt(tokens).unwrap();
+    let mut open = cache.open_prompt(&vec![0; tokens]).unwrap();
     for first in (0..tokens).step_by(7) {
         let n = 7.min(tokens - first);
         for layer in 0..LAYERS {
             let m = rows(layer, (first..first + n).map(|p| (0, p)));
             let mut out = vec![0.0; m[0].len()];
-            let runs = [(&open, first, m[1].len() / HEADS.key_row())];
+            let plan = SlotPlan::default();
             cache
-                .attend_prompts(&runs, layer, as_slices(&m), &mut out)
+                .attend_rows(&[(&open, n)], &plan, layer, as_slices(&m), &mut out)
                 .unwrap();
         }
+        open.advance(n);
     }
-    open.finish()
+    open.finish().unwrap()
 }
 
 /// One step: slot, and the sequence whose token it takes. Returns the rows of layer 1.
 fn step(cache: &mut KvCache, slots: &[(usize, usize)]) -> Vec<Vec<f32>> {
-    let ids: Vec<usize> = slots.iter().map(|s| s.0).collect();
+    let ids: Vec<(usize, usize)> = slots.iter().map(|s| (s.0, 1)).collect();
     let plan = cache.plan(&ids).unwrap();
     let mut out = Vec::new();
     for layer in 0..LAYERS {
@@ -75,7 +76,7 @@ fn step(cache: &mut KvCache, slots: &[(usize, usize)]) -> Vec<Vec<f32>> {
         let m = rows(layer, tokens.map(|(s, p)| (s.1, *p as usize)));
         out = vec![0.0; m[0].len()];
         cache
-            .attend_rows(&plan, layer, as_slices(&m), &mut out)
+            .attend_rows(&[], &plan, layer, as_slices(&m), &mut out)
             .unwrap();
     }
     out.chunks(HEADS.query_row()).map(<[f32]>::to_vec).collect()

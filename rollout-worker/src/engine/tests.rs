@@ -1,5 +1,7 @@
 //! The engine on a tiny random model.
 
+mod swap;
+
 use std::collections::BTreeMap;
 
 use tina_model::{Adapter, Distribution};
@@ -18,7 +20,11 @@ struct Bench {
 
 impl Bench {
     fn new(decoder: &Arc<Decoder>, slots: usize) -> Self {
-        let engine = Engine::new(Arc::clone(decoder), Arc::new(Letters), plan(), slots).unwrap();
+        Self::of(decoder, slots, plan())
+    }
+
+    fn of(decoder: &Arc<Decoder>, slots: usize, plan: RunPlan) -> Self {
+        let engine = Engine::new(Arc::clone(decoder), Arc::new(Letters), plan, slots).unwrap();
         let mut bench = Self {
             engine,
             version: PolicyVersion::default(),
@@ -59,7 +65,23 @@ impl Bench {
             prompt_key: [group_id as u8; 32],
             params,
             version: self.version.clone(),
+            exact: false,
         })
+    }
+
+    /// With a prompt of so many tokens.
+    fn sample_of(&mut self, group_id: u64, tokens: u32, indices: &[u32]) {
+        let task = GroupTask {
+            prompt: (0..tokens)
+                .map(|i| (i * i + 3 * i) % VOCAB as u32)
+                .collect(),
+            ..(*self.task(group_id, params(20))).clone()
+        };
+        self.submit(Work::Sample {
+            task: Arc::new(task),
+            indices: indices.to_vec(),
+            epoch: 1,
+        });
     }
 
     fn sample(&mut self, group_id: u64, indices: &[u32], params: SamplingParams) {
@@ -132,6 +154,130 @@ fn a_sample_is_the_same_alone_and_in_any_company_slot_and_order() {
     let mut bench = Bench::new(&decoder, 2);
     bench.sample(2, &[3], params(20));
     assert_eq!(bench.completions()[&(2, 3)], expected[&(2, 3)]);
+}
+
+/// Sequences of up to 800 tokens: longer than a chunk.
+fn long() -> RunPlan {
+    RunPlan {
+        max_sequence_tokens: 800,
+        ..plan()
+    }
+}
+
+#[test]
+fn completions_are_the_same_whenever_prompts_come_long_or_short() {
+    let decoder = decoder();
+    let prompts = [5, 300, 9, 700, 40, 16, 650];
+    let mut all = Bench::of(&decoder, 32, long());
+    for (group, tokens) in (0..).zip(prompts) {
+        all.sample_of(group, tokens, &[0, 1, 2]);
+    }
+    let expected = all.completions();
+    for (slots, steps) in [(2, 0), (3, 2), (30, 1), (30, 5)] {
+        let mut bench = Bench::of(&decoder, slots, long());
+        for index in [2, 0, 1] {
+            for (group, tokens) in (0..).zip(prompts) {
+                bench.sample_of(group, tokens, &[index]);
+                for _ in 0..steps {
+                    bench.engine.step(&mut bench.events);
+                }
+            }
+        }
+        assert_eq!(
+            bench.completions(),
+            expected,
+            "{slots} slots, {steps} steps"
+        );
+    }
+}
+
+#[test]
+fn what_decodes_gets_a_token_a_step_however_long_the_prompts_that_come() {
+    let decoder = decoder();
+    let mut bench = Bench::of(&decoder, 4, long());
+    let endless = SamplingParams {
+        stop_token_ids: vec![],
+        ..params(40)
+    };
+    bench.sample(9, &[0], endless);
+    bench.engine.step(&mut bench.events);
+    for group in 0..3 {
+        bench.sample_of(group, 700, &[0]);
+    }
+    let gauges = bench.engine.gauges();
+    let read = || {
+        let tokens = gauges.tokens.load(Ordering::Relaxed);
+        (tokens, gauges.prompt_tokens.load(Ordering::Relaxed))
+    };
+    let (mut before, mut steps) = (read(), 0);
+    while bench.engine.sequences[3].is_none() {
+        bench.engine.step(&mut bench.events);
+        let now = read();
+        assert!(now.0 > before.0, "the running sequence waits");
+        let rows = now.1 - before.1;
+        assert!((1..=512).contains(&rows), "{rows} rows in a step");
+        (before, steps) = (now, steps + 1);
+    }
+    assert!(steps >= 6, "2100 rows in {steps} steps");
+}
+
+#[test]
+fn a_prompt_can_be_cancelled_half_way_and_asked_for_again() {
+    let decoder = decoder();
+    let mut plain = Bench::of(&decoder, 4, long());
+    plain.sample_of(1, 700, &[0, 1]);
+    plain.sample(2, &[0], params(20));
+    let expected = plain.completions();
+    let mut bench = Bench::of(&decoder, 5, long());
+    bench.sample(2, &[0], params(20));
+    bench.engine.step(&mut bench.events);
+    bench.sample_of(1, 700, &[0, 1, 2]);
+    bench.sample_of(3, 500, &[0]);
+    bench.engine.step(&mut bench.events);
+    // One of those that wait for a prompt, and all that wait for one.
+    let cancel = |bench: &mut Bench, group_id, indices: &[u32]| {
+        let indices = indices.to_vec();
+        bench.submit(Work::Cancel { group_id, indices });
+    };
+    cancel(&mut bench, 1, &[2]);
+    assert_eq!(bench.engine.prompts.open.len(), 2);
+    cancel(&mut bench, 3, &[]);
+    assert_eq!(bench.engine.prompts.open.len(), 1);
+    assert!(bench.engine.prompts.open[0].rows.rest() < 700);
+    cancel(&mut bench, 1, &[]);
+    assert!(bench.engine.prompts.open.is_empty());
+    bench.sample_of(1, 700, &[0, 1]);
+    assert_eq!(bench.completions(), expected);
+    assert!(bench.engine.prompts.is_empty());
+}
+
+#[test]
+fn a_prompt_that_cannot_be_computed_fails_alone() {
+    let decoder = decoder();
+    let mut plain = Bench::new(&decoder, 8);
+    plain.sample(1, &[0, 1], params(20));
+    let expected = plain.completions();
+    let mut bench = Bench::new(&decoder, 8);
+    let bad = Arc::new(GroupTask {
+        prompt: vec![1, VOCAB as u32],
+        ..(*bench.task(2, params(20))).clone()
+    });
+    bench.submit(Work::Sample {
+        task: bad,
+        indices: vec![0, 1],
+        epoch: 1,
+    });
+    bench.sample(1, &[0, 1], params(20));
+    bench.engine.step(&mut bench.events);
+    for event in bench.events.drain(..2) {
+        let Event::Failed(failed) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(failed.group_id, 2);
+        assert!(failed.error.contains("prompt of group 2"), "{failed:?}");
+        assert!(failed.error.contains("token id 40"), "{failed:?}");
+    }
+    assert_eq!(bench.completions(), expected);
 }
 
 #[test]

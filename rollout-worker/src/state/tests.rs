@@ -79,6 +79,7 @@ fn completed(group_id: u64, sample_index: u32) -> Event {
     Event::Completed {
         completion,
         prompt_key: [7; 32],
+        asked: good_sample().version.unwrap(),
     }
 }
 
@@ -133,6 +134,7 @@ fn done(actions: Vec<Action>) -> Vec<String> {
         }) => {
             format!("sample {}{indices:?} in {epoch}", task.group_id)
         }
+        Action::Engine(Work::Rename(version)) => format!("rename {}", version.step),
         Action::Engine(Work::Cancel { group_id, .. }) => format!("cancel {group_id}"),
         Action::Engine(Work::Load { adapter, epoch }) => {
             format!("load {} in {epoch}", adapter.version().step)
@@ -213,6 +215,65 @@ fn samples_wait_for_the_adapter_that_was_announced_before_them() {
 }
 
 #[test]
+fn where_adapters_are_swapped_under_way_only_samples_of_the_new_one_wait() {
+    let mut state = ready();
+    let ModelState::Ready(model) = &mut state.model else {
+        panic!("no model")
+    };
+    model.plan.swap = AdapterSwap::Keep;
+    let newer = |group_id, content: &str| {
+        command(Command::Sample(Sample {
+            group_id,
+            version: Some(version(9, content)),
+            ..good_sample()
+        }))
+    };
+    assert_eq!(done(state.command(load(1, "next"))), ["fetch 1"]);
+    assert!(state.command(load(2, "after")).is_empty());
+    assert!(state.command(newer(1, "next")).is_empty());
+    assert!(state.command(newer(2, "after")).is_empty());
+    assert_eq!(
+        done(state.command(sample(3, &[0]))),
+        ["sample 3[0] in 1"],
+        "of the one that is held"
+    );
+    let ready = fetched(version(1, "next"));
+    done(state.fetched(version(1, "next"), Ok(ready)));
+    assert_eq!(
+        done(state.engine_event(loaded(1, "next"))),
+        ["fetch 2", "sample 1[0, 1] in 1"]
+    );
+    // One that can't be had: the engine answers.
+    let gone = state.fetched(version(2, "after"), Err("gone".to_owned()));
+    assert_eq!(done(gone), ["sample 2[0, 1] in 1"]);
+}
+
+#[test]
+fn a_completion_of_a_newer_adapter_answers_the_sample_that_was_asked_for() {
+    let mut state = ready();
+    let Event::Completed {
+        mut completion,
+        prompt_key,
+        asked,
+    } = completed(1, 0)
+    else {
+        panic!("no completion")
+    };
+    completion.versions[0].version = Some(version(1, "next"));
+    state.engine_event(Event::Completed {
+        completion,
+        prompt_key,
+        asked,
+    });
+    said(&mut state);
+    assert_eq!(
+        done(state.command(sample(1, &[0, 1]))),
+        ["sample 1[1] in 1"]
+    );
+    assert_eq!(said(&mut state), ["completion 1.0"]);
+}
+
+#[test]
 fn an_adapter_that_cannot_be_fetched_is_told_and_work_goes_on() {
     let mut state = ready();
     state.command(load(1, "next"));
@@ -231,7 +292,7 @@ fn an_adapter_that_cannot_be_fetched_is_told_and_work_goes_on() {
 #[test]
 fn an_adapter_that_is_held_is_acknowledged_at_once_under_any_step() {
     let mut state = ready();
-    assert!(state.command(load(5, "adapter")).is_empty());
+    assert_eq!(done(state.command(load(5, "adapter"))), ["rename 5"]);
     assert_eq!(said(&mut state), ["loaded 5"]);
 }
 
