@@ -439,7 +439,9 @@ fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
         vocab_size: model.vocab_size as u32,
         train_tokens: config.sampling.max_tokens,
         eval_tokens: config.eval.max_tokens.unwrap_or(config.sampling.max_tokens),
-        groups: config.algorithm.prompts_per_step,
+        // A group that takes the place of another is numbered behind all of the first ones.
+        groups: (config.algorithm.prompts_per_step)
+            .saturating_mul(config.algorithm.max_resamples.saturating_add(1)),
         samples: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
         eval_samples: config.eval.samples,
