@@ -14,7 +14,7 @@ use tina_model::{
 use crate::{
     advantage::advantages,
     batch::Batch,
-    loss::{Loss, LossStats, Normaliser, Terms},
+    loss::{Kl, Loss, LossStats, Normaliser, Terms},
     memory::StepMemory,
     micro_batch::{GroupShape, MicroBatch, cut},
     settings::TrainSettings,
@@ -46,6 +46,10 @@ impl Progress {
     pub(crate) fn begin(&self, total: usize) {
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total as u32, Ordering::Relaxed);
+    }
+
+    fn add(&self, completions: usize) {
+        self.done.fetch_add(completions as u32, Ordering::Relaxed);
     }
 
     fn is_cancelled(&self) -> bool {
@@ -116,6 +120,7 @@ pub(crate) fn penalties(
     let shapes: Vec<GroupShape> = (0..batch.groups.len())
         .map(|index| shape(batch, index, |_, sample| sample.reward.is_some()))
         .collect();
+    progress.begin(shapes.iter().map(|shape| shape.samples.len()).sum());
     for cut in cut(&shapes, settings.micro_batch_tokens) {
         if progress.is_cancelled() {
             return Err(TrainError::Cancelled);
@@ -131,10 +136,24 @@ pub(crate) fn penalties(
             let base: Vec<f32> = own.iter().map(|token| token.logprob).collect();
             penalties[group][sample] = kl.beta * kl.estimator.of_completion(&base, sampled);
         }
+        // A pass over a batch takes its time, and who gets nowhere for long is told to end.
+        progress.add(packed.completions.len());
         cost.rows_forwarded += packed.rows.len() as u64;
         cost.seconds_forward += started.elapsed().as_secs_f64();
     }
     Ok(penalties)
+}
+
+/// The mean estimate a token that `penalties` are made of, where the KL counts in the reward.
+pub(crate) fn penalised_kl(batch: &Batch, kl: &Kl, penalties: &[Vec<f64>]) -> Option<f64> {
+    if kl.beta == 0.0 || !kl.in_reward {
+        return None;
+    }
+    let judged = batch.groups.iter().flat_map(|group| &group.samples);
+    let judged = judged.filter(|sample| sample.reward.is_some());
+    let tokens: usize = judged.map(|sample| sample.tokens.len()).sum();
+    let sum: f64 = penalties.iter().flatten().sum();
+    Some(sum / kl.beta / tokens.max(1) as f64)
 }
 
 /// A group's completions that go through a pass.
@@ -258,9 +277,7 @@ impl<'a> Work<'a> {
             decoder.backward(tape, &slopes, adapter, &mut sums)?;
             decoder.device().synchronize()?;
             completions += packed.completions.len() as u32;
-            progress
-                .done
-                .fetch_add(packed.completions.len() as u32, Ordering::Relaxed);
+            progress.add(packed.completions.len());
             cost.seconds_forward += (forwarded - started).as_secs_f64();
             cost.seconds_backward += forwarded.elapsed().as_secs_f64();
         }

@@ -16,7 +16,7 @@ use crate::{
     memory::StepMemory,
     moments, seed,
     settings::TrainSettings,
-    step::{BatchGradient, Cost, Progress, Work, penalties},
+    step::{BatchGradient, Cost, Progress, Work, penalised_kl, penalties},
 };
 
 /// Why a step can't be made.
@@ -292,6 +292,7 @@ impl Trainer {
             Some(&adapter),
             &Distribution::FULL,
         )?;
+        let learnt = metrics(&passes);
         let metrics = StepMetrics {
             lr,
             tokens_forwarded: cost.rows_forwarded,
@@ -303,7 +304,8 @@ impl Trainer {
             staleness_mean: batch.staleness_mean(),
             staleness_max: batch.staleness_max(),
             skipped,
-            ..metrics(&passes)
+            kl: penalised_kl(batch, &settings.loss.kl, &penalties).unwrap_or(learnt.kl),
+            ..learnt
         };
         let result = StepResult {
             version: Some(version.clone()),

@@ -310,8 +310,14 @@ impl Loss {
         let (old, corrections) = match self.importance {
             None => (terms.sampled, None),
             Some(importance) => {
-                let (weights, cut) = importance.weights(&differences(terms.start, terms.sampled));
+                let (mut weights, cut) =
+                    importance.weights(&differences(terms.start, terms.sampled));
                 stats.corrected += cut;
+                if self.policy == Policy::SequenceClip {
+                    // All tokens share one term, so it counts with the mean of their weights.
+                    let mean = weights.iter().sum::<f64>() / count.max(1) as f64;
+                    weights.fill(mean);
+                }
                 (terms.start, Some(weights))
             }
         };
@@ -358,13 +364,16 @@ impl Loss {
     }
 }
 
-/// `a - b`, and 0 where both are the same infinity.
+/// `a - b` of log-probs; 0 where both are the same infinity. A token that `b` can't draw and `a` can
+/// (top-k and its like moved on since the step's start) counts with ratio 0, not with an infinite one.
 fn differences(a: &[f32], b: &[f32]) -> Vec<f64> {
     let pairs = a.iter().zip(b);
     pairs
         .map(|(a, b)| {
             if a == b {
                 0.0
+            } else if *b == f32::NEG_INFINITY {
+                f64::NEG_INFINITY
             } else {
                 f64::from(*a) - f64::from(*b)
             }

@@ -253,3 +253,64 @@ fn losses_are_named_as_in_the_config() {
     }
     assert!("ppo".parse::<Name>().unwrap_err().contains("dr_grpo"));
 }
+
+/// GSPO's one term counts with the mean of its tokens' weights, and all tokens share its gradient.
+#[test]
+fn the_term_of_a_completion_takes_the_mean_weight_of_its_tokens() {
+    let mut loss = Loss::of(&Name::Gspo.recipe());
+    loss.importance = Some(Importance {
+        level: importance::Level::Token,
+        cap: 2.0,
+        mode: importance::Mode::Truncate,
+    });
+    let mut normaliser = Normaliser::new(1, 10);
+    normaliser.count(0, 2);
+    let start = [-2.0, (1.5f64.ln() - 2.0) as f32];
+    let value = |new: &[f32; 2]| {
+        let mut stats = LossStats::default();
+        let terms = Terms {
+            start: &start,
+            ..terms(1.0, &[-2.0, -2.0], new)
+        };
+        let gradient = loss.completion(&terms, &normaliser, &mut stats);
+        (stats.loss, gradient)
+    };
+    let (at_start, gradient) = value(&start);
+    close(at_start, -1.25);
+    for token in 0..2 {
+        close(f64::from(gradient[token]), -1.25 / 2.0);
+        let (mut above, mut below) = (start, start);
+        above[token] += 1e-4;
+        below[token] -= 1e-4;
+        let step = f64::from(above[token]) - f64::from(below[token]);
+        let numeric = (value(&above).0 - value(&below).0) / step;
+        close(f64::from(gradient[token]), numeric);
+    }
+}
+
+/// Outside of top-k at the step's start, and inside again after an update.
+#[test]
+fn a_token_that_came_back_within_the_step_has_no_infinite_ratio() {
+    for name in Name::ALL {
+        for advantage in [1.0, -1.0] {
+            for mode in [importance::Mode::Truncate, importance::Mode::Mask] {
+                let mut loss = Loss::of(&name.recipe());
+                loss.importance = Some(Importance {
+                    level: importance::Level::Token,
+                    cap: 2.0,
+                    mode,
+                });
+                let mut normaliser = Normaliser::new(1, 10);
+                normaliser.count(0, 1);
+                let mut stats = LossStats::default();
+                let terms = Terms {
+                    start: &[f32::NEG_INFINITY],
+                    ..terms(advantage, &[-1.0], &[-1.0])
+                };
+                let gradient = loss.completion(&terms, &normaliser, &mut stats);
+                assert!(gradient[0].abs() < 1e-20, "{name} {mode:?}: {gradient:?}");
+                assert!(stats.loss.is_finite(), "{name} {mode:?}");
+            }
+        }
+    }
+}

@@ -436,8 +436,10 @@ fn a_divergence_in_the_reward_changes_advantages_and_adds_no_term() {
     let adapter = lively(&fresh.adapter);
     let batch = batch(&decoder, &adapter, &fresh.version);
     let mut cost = Cost::default();
-    let found = penalties(&batch, &decoder, &with, &Progress::default(), &mut cost).unwrap();
+    let progress = Progress::default();
+    let found = penalties(&batch, &decoder, &with, &progress, &mut cost).unwrap();
     assert!(cost.rows_forwarded > 0);
+    assert_eq!(progress.done_of_total(), (12, 12));
     // By hand: the base's log-probs of each completion alone.
     for (group, penalties) in batch.groups.iter().zip(&found) {
         for (sample, penalty) in group.samples.iter().zip(penalties) {
@@ -463,12 +465,22 @@ fn a_divergence_in_the_reward_changes_advantages_and_adds_no_term() {
             sample.reward = sample.reward.map(|reward| reward - penalty);
         }
     }
+    let samples = batch.groups.iter().flat_map(|group| &group.samples);
+    let tokens: usize = samples.map(|sample| sample.tokens.len()).sum();
+    let mean = found.iter().flatten().sum::<f64>() / 0.3 / tokens as f64;
+
     let mut plain = trainer(settings());
     let mut own = trainer(with);
     (plain.adapter, own.adapter) = (adapter.clone(), adapter);
     plain.step(&penalised, &Progress::default()).unwrap();
-    own.step(&batch, &Progress::default()).unwrap();
+    let result = own.step(&batch, &Progress::default()).unwrap();
     assert_eq!(own.bytes, plain.bytes);
+    // What it is all about is told, though the loss has no term of it.
+    let told = result.metrics.unwrap().kl;
+    assert!(
+        mean > 0.0 && (told - mean).abs() < 1e-12,
+        "{told} != {mean}"
+    );
 }
 
 /// With more than one update, the clip stays around the policy at the start of the step.
