@@ -1,6 +1,8 @@
 //! Text to token ids and back.
 
-use std::sync::Arc;
+mod pieces;
+
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -12,12 +14,15 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
+use self::pieces::Pieces;
 use crate::error::{ModelError, Result};
 
 /// A model's tokenizer. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
+    /// Made when a text is first asked for; `None` where the library has to be asked each time.
+    pieces: Arc<OnceLock<Option<Pieces>>>,
 }
 
 impl Tokenizer {
@@ -35,6 +40,7 @@ impl Tokenizer {
         inner.with_padding(None);
         Ok(Self {
             inner: Arc::new(inner),
+            pieces: Arc::default(),
         })
     }
 
@@ -71,7 +77,10 @@ impl Tokenizer {
     /// # Errors
     /// When the decoder fails; an id without a token decodes to nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(failed)
+        match self.pieces.get_or_init(|| Pieces::of(&self.inner)) {
+            Some(pieces) => Ok(pieces.text(ids, skip_special)),
+            None => self.inner.decode(ids, skip_special).map_err(failed),
+        }
     }
 
     /// The id of one token, as it is written in the vocabulary.
@@ -202,6 +211,7 @@ impl Tokenizer {
         }
         Ok(Self {
             inner: Arc::new(inner),
+            pieces: Arc::default(),
         })
     }
 }
