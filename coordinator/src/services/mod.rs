@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tina_proto::{
     FILE_DESCRIPTOR_SET,
     auth::{TokenCheck, TokenError, read_token},
@@ -131,6 +132,7 @@ impl Doors {
         if let Some(missing) = missing(address, token.is_some(), tls.is_some(), cluster.insecure) {
             return Err(DoorError::Open { address, missing });
         }
+        allow_connections();
         let failed = |source| DoorError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -243,6 +245,19 @@ async fn routes(
         .add_service(InterceptedService::new(control, check.clone()))
         .add_service(InterceptedService::new(reflection_v1, check.clone()))
         .add_service(InterceptedService::new(reflection_v1alpha, check.clone())))
+}
+
+/// Lets this process have as many files and connections open as the system allows it; by default that is
+/// often 1,024 only, and each worker is a connection.
+pub fn allow_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("open files stay limited to {:?}: {error}", limit.current);
+    }
 }
 
 fn read(path: &str) -> Result<Vec<u8>, DoorError> {
