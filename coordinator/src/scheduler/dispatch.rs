@@ -1,6 +1,6 @@
 //! Who samples what.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use super::{
     Scheduler,
@@ -9,39 +9,30 @@ use super::{
     types::{Command, SampleId, Session, Version},
 };
 
-/// Free slots of the workers that may sample for some round.
-type Free = Vec<(Session, u32)>;
+/// Workers that may sample for a round: those with the most free slots first, of equals the one that
+/// came first.
+type Free = BTreeSet<(Reverse<u32>, Session)>;
 
 impl Scheduler {
-    /// Hands out samples to free slots, the rounds in their order.
+    /// Hands out samples to free slots, the rounds in their order. What a single sample takes here
+    /// doesn't grow with the number of workers, but of those with free slots.
     pub(super) fn dispatch(&mut self, out: &mut Vec<Command>) {
-        let mut free: Free = self
-            .workers
-            .values()
-            .filter(|worker| self.may_sample(worker))
-            .map(|worker| (worker.session, worker.free()))
-            .filter(|(_, slots)| *slots > 0)
-            .collect();
-        if free.is_empty() {
+        let all = std::mem::take(&mut self.look_over);
+        if all {
+            self.free = self.workers.keys().copied().collect();
+        } else if !self.has_pending() {
             return;
         }
-        let mut sent = Vec::new();
         let mut rounds = std::mem::take(&mut self.rounds);
         for round in rounds.values_mut() {
-            self.hand_out(round, &mut free, &mut sent, out);
+            self.hand_out(round, out);
         }
         self.rounds = rounds;
-        self.note_sent(&mut sent);
-        if !free.is_empty() && !self.has_pending() {
-            self.hedge(&mut free, out);
-        }
-    }
-
-    fn note_sent(&mut self, sent: &mut Vec<(Session, SampleId)>) {
-        for (session, id) in sent.drain(..) {
-            if let Some(worker) = self.workers.get_mut(&session) {
-                worker.in_flight.insert(id);
-            }
+        let workers = &self.workers;
+        let has_free = |session: &Session| workers.get(session).is_some_and(|w| w.free() > 0);
+        self.free.retain(has_free);
+        if all && !self.free.is_empty() && !self.has_pending() {
+            self.hedge(out);
         }
     }
 
@@ -54,7 +45,7 @@ impl Scheduler {
 
     /// The version under which a worker may sample for a round.
     fn fits(&self, worker: &Worker, round: &Round) -> Option<Version> {
-        let version = worker.loaded?;
+        let version = worker.loaded.filter(|_| self.may_sample(worker))?;
         round
             .admits
             .allows(version, &self.history)
@@ -63,78 +54,85 @@ impl Scheduler {
 
     /// Group by group in order, a group to the worker that has it already (its prompt is computed
     /// there) or else to the one with the most free slots; what doesn't fit there goes to the next.
-    /// A worker that failed at a sample gets it again only when all others failed too.
-    fn hand_out(
-        &self,
-        round: &mut Round,
-        free: &mut Free,
-        sent: &mut Vec<(Session, SampleId)>,
-        out: &mut Vec<Command>,
-    ) {
+    fn hand_out(&mut self, round: &mut Round, out: &mut Vec<Command>) {
         if !round.has_pending() {
             return;
         }
-        let ready: Vec<(&Worker, Version)> = self
-            .workers
-            .values()
-            .filter(|worker| self.may_sample(worker))
-            .filter_map(|worker| Some((worker, self.fits(worker, round)?)))
+        let workers = self.free.iter().filter_map(|at| self.workers.get(at));
+        let mut free: Free = workers
+            .filter(|worker| worker.free() > 0 && self.fits(worker, round).is_some())
+            .map(|worker| (Reverse(worker.free()), worker.session))
             .collect();
         let mut from = 0;
-        while let Some((place, indices)) = round.next_pending(from) {
-            let group = round.group(place);
-            let may = |worker: &Worker, index: u32| {
-                !round.failed_at(place, index, &worker.id)
-                    || ready
-                        .iter()
-                        .all(|(other, _)| round.failed_at(place, index, &other.id))
-            };
-            let choice = free
-                .iter()
-                .enumerate()
-                .filter_map(|(at, (session, slots))| {
-                    let (worker, version) = ready
-                        .iter()
-                        .find(|(worker, _)| worker.session == *session)?;
-                    Some((at, *worker, *version, *slots))
-                })
-                .filter(|(_, worker, ..)| indices.iter().any(|&index| may(worker, index)))
-                .max_by_key(|(_, worker, _, slots)| {
-                    (worker.has_group(group), *slots, Reverse(worker.session))
-                });
-            let Some((at, worker, version, slots)) = choice else {
-                if free.is_empty() {
-                    return;
-                }
+        while !free.is_empty()
+            && let Some((place, indices)) = round.next_pending(from)
+        {
+            let Some((session, version, indices)) = self.choose(round, place, &indices, &free)
+            else {
                 from = place + 1;
                 continue;
             };
-            let taken: Vec<u32> = indices
-                .into_iter()
-                .filter(|&index| may(worker, index))
-                .take(slots as usize)
-                .collect();
-            let session = worker.session;
-            for &index in &taken {
+            let Some(worker) = self.workers.get_mut(&session) else {
+                return;
+            };
+            let group = round.group(place);
+            free.remove(&(Reverse(worker.free()), session));
+            for &index in &indices {
                 let id = SampleId { group, index };
                 round.send(id, session);
-                sent.push((session, id));
+                worker.in_flight.insert(id);
             }
-            free[at].1 -= taken.len() as u32;
-            free.retain(|(_, slots)| *slots > 0);
+            if worker.free() > 0 {
+                free.insert((Reverse(worker.free()), session));
+            }
             out.push(Command::Sample {
                 session,
                 group,
-                indices: taken,
+                indices,
                 version,
                 exact: matches!(round.admits, Admits::Exactly(_)),
             });
         }
     }
 
+    /// Who gets samples of a group, under which version, and which of them. A worker that failed at a
+    /// sample gets it again only when all others failed too.
+    fn choose(
+        &self,
+        round: &Round,
+        place: u32,
+        indices: &[u32],
+        free: &Free,
+    ) -> Option<(Session, Version, Vec<u32>)> {
+        let failed = |worker: &Worker, index| round.failed_at(place, index, &worker.id);
+        let all_failed = |index| {
+            let mut ready = self.workers.values();
+            ready.all(|worker| failed(worker, index) || self.fits(worker, round).is_none())
+        };
+        let takes = |session: Session| {
+            let worker = self.workers.get(&session)?;
+            let version = self.fits(worker, round)?;
+            let may = |index: &u32| !failed(worker, *index) || all_failed(*index);
+            let taken = indices.iter().copied().filter(may);
+            let taken: Vec<u32> = taken.take(worker.free() as usize).collect();
+            (!taken.is_empty()).then_some((session, version, taken))
+        };
+        let have_it = round.workers_at(place).filter_map(|session| {
+            let worker = self.workers.get(&session)?;
+            Some((Reverse(worker.free()), session))
+        });
+        let have_it: Free = have_it.filter(|at| free.contains(at)).collect();
+        have_it.iter().chain(free).find_map(|at| takes(at.1))
+    }
+
     /// Gives idle workers the samples of one that doesn't get on with them; who brings one first is
     /// listened to. (The same seed and version give the same tokens.)
-    fn hedge(&mut self, free: &mut Free, out: &mut Vec<Command>) {
+    fn hedge(&mut self, out: &mut Vec<Command>) {
+        let idle = self.free.iter().filter_map(|at| self.workers.get(at));
+        let mut free: Vec<(Session, u32)> = idle
+            .filter(|worker| self.may_sample(worker))
+            .map(|worker| (worker.session, worker.free()))
+            .collect();
         let (now, patience) = (self.now, self.plan.stall_timeout);
         let overdue = move |worker: &Worker| now > worker.progress + patience;
         let stalled: Vec<SampleId> = self
@@ -143,7 +141,6 @@ impl Scheduler {
             .filter(|worker| overdue(worker))
             .flat_map(|worker| worker.in_flight.iter().copied())
             .collect();
-        let mut sent = Vec::new();
         for id in stalled {
             free.retain(|(_, slots)| *slots > 0);
             let group = id.group;
@@ -167,7 +164,9 @@ impl Scheduler {
             if let Some(round) = self.round_of(group) {
                 round.send(id, session);
             }
-            sent.push((session, id));
+            if let Some(worker) = self.workers.get_mut(&session) {
+                worker.in_flight.insert(id);
+            }
             out.push(Command::Sample {
                 session,
                 group,
@@ -176,6 +175,5 @@ impl Scheduler {
                 exact,
             });
         }
-        self.note_sent(&mut sent);
     }
 }

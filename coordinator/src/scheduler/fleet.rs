@@ -79,13 +79,6 @@ impl Worker {
         owes_load || !self.in_flight.is_empty()
     }
 
-    /// True when it has samples of this group.
-    pub(super) fn has_group(&self, group: u64) -> bool {
-        let index = |index| SampleId { group, index };
-        let mut samples = self.in_flight.range(index(0)..=index(u32::MAX));
-        samples.next().is_some()
-    }
-
     pub(super) fn free(&self) -> u32 {
         self.slots.saturating_sub(self.in_flight.len() as u32)
     }
@@ -372,6 +365,7 @@ impl Scheduler {
         };
         let asked_here = worker.in_flight.remove(&id);
         let name = worker.id.clone();
+        self.free.insert(session);
         let cancel = Command::Cancel {
             session,
             group: id.group,
@@ -419,6 +413,7 @@ impl Scheduler {
                 for other in others {
                     if let Some(worker) = self.workers.get_mut(&other) {
                         worker.in_flight.remove(&id);
+                        self.free.insert(other);
                     }
                     let (group, indices) = (id.group, vec![id.index]);
                     out.push(Command::Cancel {

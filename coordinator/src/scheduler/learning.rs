@@ -326,6 +326,7 @@ impl Scheduler {
         self.policy = Some(Policy { version, probe });
         self.sync_since = self.now;
         self.synced_at = None;
+        self.look_over = true;
         for worker in self.workers.values_mut() {
             worker.new_policy();
         }

@@ -75,6 +75,10 @@ pub struct Scheduler {
     plan: Plan,
     now: Duration,
     workers: BTreeMap<Session, Worker>,
+    /// Those of them that may have free slots, and all that have.
+    free: BTreeSet<Session>,
+    /// Something out of the routine came, or a tick, since all workers were looked over.
+    look_over: bool,
     lost: BTreeMap<Arc<str>, LostWorker>,
     learner: Option<Learner>,
     model_digest: Option<String>,
@@ -103,6 +107,8 @@ pub struct Scheduler {
     over: Option<Over>,
     learner_wait: Duration,
     rollout_wait: Duration,
+    /// Up to when both waits count.
+    waits_until: Duration,
     tokens_sampled: u64,
 }
 
@@ -113,6 +119,8 @@ impl Scheduler {
             plan,
             now: Duration::ZERO,
             workers: BTreeMap::new(),
+            free: BTreeSet::new(),
+            look_over: true,
             lost: BTreeMap::new(),
             learner: None,
             model_digest: restored.model_digest,
@@ -133,6 +141,7 @@ impl Scheduler {
             over: None,
             learner_wait: Duration::ZERO,
             rollout_wait: Duration::ZERO,
+            waits_until: Duration::ZERO,
             tokens_sampled: 0,
         }
     }
@@ -144,6 +153,7 @@ impl Scheduler {
             return;
         }
         self.pass_time(now);
+        self.look_over |= !event.is_routine();
         match event {
             Event::WorkerHello { session, hello } => self.worker_hello(session, hello, out),
             Event::WorkerReady { session, ready } => self.worker_ready(session, &ready, out),
@@ -191,11 +201,15 @@ impl Scheduler {
         }
     }
 
-    /// Adds the time since the last event to both waits.
+    /// Adds the time that passed to both waits, to the millisecond: workers are counted for it.
     fn pass_time(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.now);
         self.now = self.now.max(now);
-        if passed.is_zero() || self.policy.is_none() {
+        let passed = self.now - self.waits_until;
+        if passed < Duration::from_millis(1) {
+            return;
+        }
+        self.waits_until = self.now;
+        if self.policy.is_none() {
             return;
         }
         if self.learner.as_ref().is_some_and(Learner::is_idle) {
@@ -253,7 +267,9 @@ impl Scheduler {
             if self.policy.is_none() {
                 return;
             }
-            self.request_loads(out);
+            if self.look_over {
+                self.request_loads(out);
+            }
             self.note_sync();
             if self.close_rounds(out) {
                 continue;
@@ -286,14 +302,11 @@ impl Scheduler {
             return;
         }
         let usable = || self.workers.values().filter(|worker| worker.is_usable());
-        let synced = usable()
-            .filter(|worker| worker.loaded == Some(policy.version))
-            .count();
-        let awaited = usable()
-            .filter(|worker| worker.loaded != Some(policy.version) && !worker.gave_up_loading())
-            .count();
+        let holds_it = |worker: &Worker| worker.loaded == Some(policy.version);
+        // The first that is awaited is enough to know, and soon found while many are.
+        let is_awaited = |worker: &Worker| !holds_it(worker) && !worker.gave_up_loading();
         let overdue = self.now >= self.sync_since + self.plan.sync_deadline;
-        if synced > 0 && (awaited == 0 || overdue) {
+        if (overdue || !usable().any(is_awaited)) && usable().any(holds_it) {
             self.synced_at = Some(self.now);
         }
     }

@@ -198,6 +198,16 @@ impl Round {
         }
     }
 
+    /// Workers that are at samples of the group that has this place, each as often as it has some.
+    pub(super) fn workers_at(&self, place: u32) -> impl Iterator<Item = Session> {
+        let at = self.group_samples(place).iter();
+        at.flat_map(|sample| match &sample.state {
+            State::InFlight(at) => at.as_slice(),
+            _ => &[],
+        })
+        .copied()
+    }
+
     /// Moves a sample and keeps the counts true.
     fn set(&mut self, id: SampleId, state: State) {
         let Some(place) = self.place(id) else { return };

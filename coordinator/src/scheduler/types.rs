@@ -381,6 +381,22 @@ pub enum Event {
     Stop,
 }
 
+impl Event {
+    /// True for what comes again and again while all goes its way: none of it says that a worker has
+    /// to load something, or that one came, left or stalls.
+    pub(super) fn is_routine(&self) -> bool {
+        matches!(
+            self,
+            Self::Completion { .. }
+                | Self::Scored(_)
+                | Self::Recorded(_)
+                | Self::AdapterLoaded { .. }
+                | Self::WorkerHeartbeat { .. }
+                | Self::LearnerHeartbeat { .. }
+        )
+    }
+}
+
 /// Wall time of a step's parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
