@@ -235,7 +235,7 @@ pub(crate) async fn drive(
         .unwrap_or_default();
     probe.truncate(PROBE_TOKENS);
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
-    let (inbound, arrivals) = mpsc::channel(1024);
+    let (inbound, mut arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
         inbound,
         sessions: 1.into(),
@@ -328,9 +328,11 @@ pub(crate) async fn drive(
         events,
         notes,
     });
-    let outcome = shell.run(arrivals, heard, mourning, shutdown).await;
+    let outcome = shell.run(&mut arrivals, heard, mourning, shutdown).await;
     supervisor.expect_end();
     let summary = shell.end(outcome, &folder).await;
+    // Not before: who sends something meanwhile would hear that nobody takes it instead of the good-bye.
+    drop(arrivals);
     let at_once = matches!(summary, Err(CoordinatorError::Interrupted { .. }));
     supervisor.end(at_once).await;
     stop.cancel();

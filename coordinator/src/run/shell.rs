@@ -137,7 +137,7 @@ impl Shell {
     /// Goes until the run is over.
     pub(super) async fn run(
         &mut self,
-        mut arrivals: mpsc::Receiver<Inbound>,
+        arrivals: &mut mpsc::Receiver<Inbound>,
         mut notes: mpsc::UnboundedReceiver<Note>,
         mut deaths: mpsc::UnboundedReceiver<GaveUp>,
         mut shutdown: watch::Receiver<u32>,
