@@ -84,7 +84,7 @@ pub(crate) struct Run {
 }
 
 /// A `tina up` that runs.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     watch: Watch,
     started: Instant,
@@ -94,7 +94,7 @@ struct Running {
 
 impl Up {
     /// Starts it; all that it writes goes under `folder`.
-    fn start(&self, folder: &Path) -> Result<Running> {
+    pub(crate) fn start(&self, folder: &Path) -> Result<Running> {
         let output = folder.join("output.txt");
         let file = File::create(&output).map_err(BenchError::file(&output))?;
         let errors = file.try_clone().map_err(BenchError::file(&output))?;
@@ -195,6 +195,24 @@ impl Up {
 }
 
 impl Running {
+    /// Waits until it listens, has `other` go beside it (which is told its address and the number of
+    /// its process), and waits for its end; an `other` that fails ends it.
+    pub(crate) async fn beside<T>(
+        mut self,
+        other: impl AsyncFnOnce(String, u32) -> Result<T>,
+    ) -> Result<T> {
+        let url = self.address().await?;
+        let pid = self.child.id().unwrap_or_default();
+        let done = other(url, pid).await;
+        if done.is_err() {
+            let _ = self.child.start_kill();
+        }
+        let ended = self.finish().await;
+        self.watch.end();
+        let done = done?;
+        ended.map(|()| done)
+    }
+
     /// Gives each report, with its time since the start, to `enough` until that says so or the
     /// run is over.
     async fn watch_status(

@@ -47,6 +47,9 @@ pub(crate) enum BenchError {
         found: usize,
         expected: usize,
     },
+    /// What is measured is not here, for this reason.
+    #[error("{0}")]
+    Absent(String),
     #[error("{0}")]
     Other(String),
     #[error(transparent)]

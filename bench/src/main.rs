@@ -3,6 +3,7 @@
 //! - `commands`: the benchmarks, a file each.
 //! - `cpu`: this machine's CPU figures beside the peers', and beside the least that they take.
 //! - `cluster`: a real run of `tina up`, watched over its status service.
+//! - `scale`: a real coordinator under many simulated workers.
 //! - `peer`: TRL's trainer on the same step.
 //! - `child`: a program that measures, as a process of its own. `host`: what surrounds this one.
 //! - `processes`: a process with all its descendants: their memory, their end.
@@ -24,6 +25,7 @@ mod host;
 mod peer;
 mod processes;
 mod roles;
+mod scale;
 mod shapes;
 mod stats;
 mod table;
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{cpu as cpu_command, policy, side, step, verify};
+use commands::{cluster as cluster_command, cpu as cpu_command, policy, side, step, verify};
 
 /// Benchmarks of Tina, and side-by-side runs against peers
 #[derive(Debug, Parser)]
@@ -45,6 +47,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Cpu(cpu_command::Args),
+    Cluster(cluster_command::Args),
     Step(step::Args),
     Policy(policy::Args),
     Verify(verify::Args),
@@ -55,6 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Cpu(args) => cpu_command::run(&args),
+        Command::Cluster(args) => cluster_command::run(&args),
         Command::Step(args) => step::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Verify(args) => verify::run(&args),

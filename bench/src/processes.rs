@@ -19,6 +19,8 @@ use serde::Serialize;
 const PERIOD: Duration = Duration::from_millis(100);
 /// Looks between two searches for new descendants.
 const SEARCH_EVERY: u32 = 5;
+/// What `/proc` counts processor time in (`USER_HZ` is 100 on Linux).
+const TICK: Duration = Duration::from_millis(10);
 /// How long descendants may outlive their ancestor before they are killed.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -37,7 +39,7 @@ pub(crate) struct Usage {
 
 /// What one process took.
 #[derive(Clone, Debug, Default)]
-struct Process {
+struct Taken {
     role: String,
     peak_kib: u64,
     cpu_ticks: u64,
@@ -53,7 +55,7 @@ struct Processors {
 #[derive(Debug, Default)]
 struct Seen {
     together_kib: u64,
-    processes: BTreeMap<u32, Process>,
+    processes: BTreeMap<u32, Taken>,
 }
 
 /// Watches a process and its descendants until it is asked for the result.
@@ -183,6 +185,31 @@ pub(crate) fn own_peak_mib() -> f64 {
     status(std::process::id()).map_or(0.0, |status| mib(field(&status, "VmHWM:")))
 }
 
+/// A process of somebody else's, looked at from time to time; zero of everything once it is gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process {
+    pid: u32,
+}
+
+impl Process {
+    pub(crate) fn new(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    /// Processor time so far, to a tick.
+    pub(crate) fn cpu(self) -> Duration {
+        TICK * u32::try_from(cpu_ticks(self.pid).unwrap_or(0)).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn resident_kib(self) -> u64 {
+        status(self.pid).map_or(0, |status| field(&status, "VmRSS:"))
+    }
+
+    pub(crate) fn peak_kib(self) -> u64 {
+        status(self.pid).map_or(0, |status| field(&status, "VmHWM:"))
+    }
+}
+
 fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
@@ -192,9 +219,9 @@ fn look(pids: &[u32], seen: &mut Seen) {
     for pid in pids {
         let Some(status) = status(*pid) else { continue };
         together += field(&status, "VmRSS:");
-        let process = seen.processes.entry(*pid).or_insert_with(|| Process {
+        let process = seen.processes.entry(*pid).or_insert_with(|| Taken {
             role: role(*pid),
-            ..Process::default()
+            ..Taken::default()
         });
         process.peak_kib = process.peak_kib.max(field(&status, "VmHWM:"));
         process.cpu_ticks = process.cpu_ticks.max(cpu_ticks(*pid).unwrap_or(0));

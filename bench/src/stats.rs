@@ -1,4 +1,4 @@
-//! Medians.
+//! Medians and percentiles.
 
 /// The middle value, or the mean of the two in the middle; 0 of none.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -12,6 +12,12 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// The value that `share` of all are not above; they must be in order. 0 of none.
+pub(crate) fn percentile(sorted: &[f32], share: f64) -> f32 {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -21,5 +27,15 @@ mod tests {
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median([4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median([]), 0.0);
+    }
+
+    #[test]
+    fn a_percentile_is_a_value_that_was_seen() {
+        let values: Vec<f32> = (1..=200).map(|x| x as f32).collect();
+        assert_eq!(percentile(&values, 0.5), 100.0);
+        assert_eq!(percentile(&values, 0.99), 198.0);
+        assert_eq!(percentile(&values, 1.0), 200.0);
+        assert_eq!(percentile(&values[..1], 0.01), 1.0);
+        assert_eq!(percentile(&[], 0.5), 0.0);
     }
 }

@@ -1,5 +1,6 @@
 //! The benchmarks.
 
+pub(crate) mod cluster;
 pub(crate) mod cpu;
 pub(crate) mod policy;
 pub(crate) mod side;

@@ -1,4 +1,5 @@
-//! `tina-bench side`: our own side of a contest of `tina-bench cpu`, which starts it as a process.
+//! `tina-bench side`: our own side of a contest of `tina-bench cpu`, or the simulated roles of
+//! `tina-bench cluster`, which start it as a process.
 
 use clap::Subcommand;
 
@@ -10,6 +11,7 @@ use crate::{
         train::{self, Training},
     },
     error::Result,
+    scale::{self, Roles},
 };
 
 /// One measurement of ours, printed as a line of JSON
@@ -21,6 +23,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Kind {
+    Cluster {
+        #[command(flatten)]
+        roles: Roles,
+    },
     Decode {
         #[command(flatten)]
         sampling: Sampling,
@@ -43,6 +49,7 @@ enum Kind {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.kind {
+        Kind::Cluster { roles } => scale::play(roles),
         Kind::Decode { sampling, own } => decode::measure(own, *sampling),
         Kind::Train { training, own } => train::measure(own, *training),
         Kind::Parity { parity, own } => parity::measure(own, parity),
