@@ -1,4 +1,5 @@
-//! Logs through `tracing`, level by TINA_LOG (as `info` or `tina_learner=debug,warn`).
+//! Logs through `tracing`, level by TINA_LOG (as `info` or `tina_learner=debug,warn`). A log that can't
+//! be written to (a full disk) is left be: whoever logs doesn't depend on it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,6 +21,7 @@ fn filter(default: &str) -> EnvFilter {
 /// To standard error; `default` is the level without TINA_LOG.
 pub(crate) fn to_stderr(default: &str) {
     let layer = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_filter(filter(default));
@@ -30,10 +32,12 @@ pub(crate) fn to_stderr(default: &str) {
 pub(crate) fn to_run_log() -> RunLog {
     let log = RunLog(Arc::new(Mutex::new(Sink::Waiting(Vec::new()))));
     let file_layer = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
         .with_writer(log.clone())
         .with_ansi(false)
         .with_filter(filter("info"));
     let stderr_layer = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .without_time()

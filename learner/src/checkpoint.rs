@@ -32,7 +32,7 @@ const SUMS: &str = "SHA256SUMS";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The system refuses a file or folder.
-    #[error("checkpoint {}: {source}", path.display())]
+    #[error("checkpoint {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -47,6 +47,16 @@ pub enum CheckpointError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+/// What a person can do about it.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free some space, then go on with --resume"
+        }
+        _ => "",
+    }
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
@@ -122,7 +132,11 @@ impl CheckpointStore {
         let name = format!("{:06}-{}", checkpoint.version.step, self.suffix);
         let temporary = self.folder.join(format!("{TEMPORARY}{name}"));
         fs::create_dir(&temporary).map_err(io_error(&temporary))?;
-        self.write_files(&temporary, checkpoint)?;
+        if let Err(error) = self.write_files(&temporary, checkpoint) {
+            // Half a checkpoint is of no use to anybody, and on a full disk its room is.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
 
         let target = self.folder.join(&name);
         if target.exists() {
@@ -434,26 +448,47 @@ mod tests {
 
     #[test]
     fn any_damage_to_any_file_falls_back_to_the_one_before() {
+        let (_folder, store) = store_with(4..=5);
+        let newer = store.list().unwrap()[1].1.clone();
         for name in [ADAPTER, OPTIMIZER, STATE, RESULT, SUMS] {
-            type Damage = fn(&Path);
-            let damages: [Damage; 3] = [
-                |path| {
-                    let bytes = fs::read(path).unwrap();
-                    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
-                },
-                |path| {
-                    let mut bytes = fs::read(path).unwrap();
-                    bytes[3] ^= 1;
-                    fs::write(path, bytes).unwrap();
-                },
-                |path| fs::remove_file(path).unwrap(),
-            ];
-            for damage in damages {
-                let (_folder, store) = store_with(4..=5);
-                damage(&store.list().unwrap()[1].1.join(name));
-                assert_eq!(newest(&store, 5), Some(checkpoint(4)), "{name}");
+            let path = newer.join(name);
+            let whole = fs::read(&path).unwrap();
+            let falls_back = |what: &str| {
+                assert_eq!(newest(&store, 5), Some(checkpoint(4)), "{name}: {what}");
+            };
+            for at in 0..whole.len() {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << (at % 8);
+                fs::write(&path, flipped).unwrap();
+                // How the last line ends says nothing.
+                if name != SUMS || at + 1 < whole.len() {
+                    falls_back(&format!("a bit of byte {at} flipped"));
+                }
+                fs::write(&path, &whole[..at]).unwrap();
+                if name != SUMS || at + 1 < whole.len() {
+                    falls_back(&format!("torn at byte {at}"));
+                }
             }
+            if name != SUMS {
+                fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+                falls_back("a byte too many");
+            }
+            fs::remove_file(&path).unwrap();
+            falls_back("missing");
+            fs::write(&path, &whole).unwrap();
+            assert_eq!(newest(&store, 5), Some(checkpoint(5)));
         }
+        fs::remove_dir_all(&newer).unwrap();
+        assert_eq!(newest(&store, 5), Some(checkpoint(4)));
+    }
+
+    #[test]
+    fn with_every_checkpoint_damaged_there_is_none() {
+        let (_folder, store) = store_with(4..=5);
+        for (_, path) in store.list().unwrap() {
+            fs::write(path.join(ADAPTER), b"another").unwrap();
+        }
+        assert_eq!(newest(&store, 5), None);
     }
 
     #[test]

@@ -5,13 +5,18 @@
 //! `synchronous = NORMAL`: what is committed survives the death of any process at any moment; a
 //! power cut may cost the last transactions, but never the database.
 //!
+//! A journal that is gone on with is read as a whole first: pages, indexes, and each row's checksum. One
+//! that is damaged is refused, and touched no more.
+//!
 //! - [`Journal`]: the handle. [`Reader`]: for those who only look. `store`: statements.
 //!   `verdicts`: rewards as text. `spans`: versions as bytes. `fingerprint`: whose journal it is.
+//!   `sums`: checksums.
 
 mod fingerprint;
 mod reader;
 mod spans;
 mod store;
+mod sums;
 mod verdicts;
 
 use std::{
@@ -80,8 +85,21 @@ pub enum JournalError {
         /// The database.
         path: PathBuf,
     },
-    /// A row that can't be.
-    #[error("journal {path} is damaged: {message}")]
+    /// There is no room for what is to be written.
+    #[error(
+        "journal {path}: the disk is full. Nothing that was acknowledged is lost: free some space, \
+         then go on with --resume"
+    )]
+    Full {
+        /// The database.
+        path: PathBuf,
+    },
+    /// What is on disk is not what was written.
+    #[error(
+        "journal {path} is damaged: {message}. Nothing in it is used or changed: bring back a copy \
+         of it from before (without the files -wal and -shm beside it), or start a new run (another \
+         run.name, or --overwrite); the run's adapters and checkpoints are files of their own"
+    )]
     Damaged {
         /// The database.
         path: PathBuf,
@@ -93,8 +111,34 @@ pub enum JournalError {
     Gone,
 }
 
+/// The file ends in the middle of a page.
+fn short_read(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_IOERR_SHORT_READ)
+}
+
+impl JournalError {
+    /// What SQLite said of the database at `path`.
+    fn of(path: &Path, source: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Code;
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => Self::Damaged {
+                path,
+                message: source.to_string(),
+            },
+            Some(Code::DiskFull) => Self::Full { path },
+            Some(Code::SystemIoFailure) if short_read(&source) => Self::Damaged {
+                path,
+                message: "it is cut short".to_owned(),
+            },
+            _ => Self::Sqlite { path, source },
+        }
+    }
+}
+
 /// Written into every journal; another number is refused.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// A prompt as the journal keeps it.
 #[derive(Clone, Debug)]
@@ -239,7 +283,7 @@ impl Journal {
     /// `problems` is the digest of the run's problems.
     ///
     /// # Errors
-    /// The database can't be used, or belongs to another config, other problems or another program
+    /// The database can't be used, is damaged, or belongs to another config, other problems or another program
     /// version.
     pub fn open(
         path: &Path,
@@ -250,6 +294,7 @@ impl Journal {
     ) -> Result<(Self, Resumed), JournalError> {
         let (store, resumed) = match Store::open(path)? {
             Some(store) => {
+                store.check()?;
                 let differences = fingerprint::differences(&store.config()?, fingerprint);
                 if !differences.is_empty() {
                     return Err(JournalError::Config {
@@ -451,3 +496,5 @@ fn metrics(record: &v1::StepRecord) -> BTreeMap<String, f64> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_damage;

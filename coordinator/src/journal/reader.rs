@@ -48,10 +48,7 @@ impl Reader {
         if !path.exists() {
             return Ok(None);
         }
-        let db = connect(path).map_err(|source| JournalError::Sqlite {
-            path: path.to_owned(),
-            source,
-        })?;
+        let db = connect(path).map_err(|source| JournalError::of(path, source))?;
         Ok(Store::over(path, db)?.map(Self))
     }
 

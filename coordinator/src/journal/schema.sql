@@ -1,7 +1,9 @@
--- The journal of one run. Blobs of numbers are little-endian: tokens u32, log-probs f32.
+-- The journal of one run. Blobs of numbers are little-endian: tokens u32, log-probs f32. `sum`: CRC-32
+-- over the row's other values.
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
-    value TEXT NOT NULL
+    value TEXT NOT NULL,
+    sum INTEGER NOT NULL
 ) STRICT;
 
 -- One row a group; purpose is 'train' or 'eval'; of a training group, `step` is the one it trains.
@@ -12,7 +14,8 @@ CREATE TABLE prompts (
     problem TEXT NOT NULL,
     text TEXT NOT NULL,
     gold TEXT NOT NULL,
-    tokens BLOB NOT NULL
+    tokens BLOB NOT NULL,
+    sum INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE completions (
@@ -31,6 +34,7 @@ CREATE TABLE completions (
     correct INTEGER NOT NULL,
     -- {"name": value or null}; null: not judged. {"length", "value"}: waits for the group.
     rewards TEXT NOT NULL,
+    sum INTEGER NOT NULL,
     PRIMARY KEY (group_id, sample_index)
 ) STRICT;
 
@@ -38,7 +42,8 @@ CREATE TABLE completions (
 CREATE TABLE steps (
     step INTEGER PRIMARY KEY,
     digest BLOB NOT NULL,
-    record BLOB
+    record BLOB,
+    sum INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE metrics (
@@ -52,5 +57,6 @@ CREATE TABLE metrics (
 CREATE TABLE evals (
     step INTEGER PRIMARY KEY,
     accuracy REAL NOT NULL,
-    record BLOB NOT NULL
+    record BLOB NOT NULL,
+    sum INTEGER NOT NULL
 ) STRICT;

@@ -7,11 +7,17 @@ use std::{
 };
 
 use prost::Message as _;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
+use rusqlite::{
+    Connection, OptionalExtension as _, Row, ToSql, Transaction, params, params_from_iter,
+    types::Null,
+};
 use serde_json::{Map, Value, json};
 use tina_proto::v1;
 
-use super::{Counters, JournalError, Resumed, SCHEMA_VERSION, Write, metrics, spans, verdicts};
+use super::{
+    Counters, JournalError, PromptRow, Resumed, SCHEMA_VERSION, Write, metrics, spans, sums,
+    verdicts,
+};
 use crate::scheduler::types::{Purpose, Restored, RoundId, Scored, Version};
 
 /// Steps that a resumed run shows.
@@ -49,7 +55,10 @@ impl Store {
         if tables == 0 {
             return Ok(None);
         }
-        let found = self.meta("schema").ok().flatten();
+        let found = match self.meta("schema") {
+            Err(error @ JournalError::Damaged { .. }) => return Err(error),
+            found => found.ok().flatten(),
+        };
         if found.as_deref() == Some(&SCHEMA_VERSION.to_string()) {
             return Ok(Some(self));
         }
@@ -83,10 +92,7 @@ impl Store {
     }
 
     fn connect(path: &Path) -> Result<Self> {
-        let fail = |source| JournalError::Sqlite {
-            path: path.to_owned(),
-            source,
-        };
+        let fail = |source| JournalError::of(path, source);
         let db = Connection::open(path).map_err(fail)?;
         db.busy_timeout(Duration::from_secs(5)).map_err(fail)?;
         db.pragma_update(None, "journal_mode", "WAL")
@@ -100,10 +106,27 @@ impl Store {
     }
 
     fn wrap<T>(&self, result: rusqlite::Result<T>) -> Result<T> {
-        result.map_err(|source| JournalError::Sqlite {
-            path: self.path.clone(),
-            source,
-        })
+        result.map_err(|source| JournalError::of(&self.path, source))
+    }
+
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// A page, an index or a row is not as it was written.
+    pub(super) fn check(&self) -> Result<()> {
+        let pages = "PRAGMA integrity_check(1)";
+        let found: String = self.wrap(self.db.query_row(pages, [], |row| row.get(0)))?;
+        if found != "ok" {
+            return Err(self.damaged(found.replace('\n', " ")));
+        }
+        for table in sums::TABLES {
+            let sound = self.rows(&format!("SELECT * FROM {table}"), [], sums::holds)?;
+            if let Some(at) = sound.iter().position(|sound| !sound) {
+                let message = format!("row {} of {table} is not what was written", at + 1);
+                return Err(self.damaged(message));
+            }
+        }
+        Ok(())
     }
 
     fn damaged(&self, message: impl Into<String>) -> JournalError {
@@ -111,6 +134,17 @@ impl Store {
             path: self.path.clone(),
             message: message.into(),
         }
+    }
+
+    /// No more pages than it has, and so many: what a full disk does.
+    #[cfg(test)]
+    pub(super) fn limit(&self, more: u32) {
+        let pages: u32 = self
+            .db
+            .query_row("PRAGMA page_count", [], |row| row.get(0))
+            .unwrap_or(0);
+        let limited = format!("PRAGMA max_page_count = {}", pages.saturating_add(more));
+        assert!(self.db.query_row(&limited, [], |_| Ok(())).is_ok());
     }
 
     pub(super) fn meta(&self, key: &str) -> Result<Option<String>> {
@@ -256,7 +290,14 @@ impl Store {
     fn scored(&self, condition: &str, first: u64) -> Result<Vec<Arc<Scored>>> {
         let select =
             format!("SELECT * FROM completions WHERE {condition} ORDER BY group_id, sample_index");
-        self.rows(&select, [first as i64], |row| Ok(Arc::new(scored(row)?)))
+        let rows = self.rows(&select, [first as i64], |row| {
+            Ok((sums::holds(row)?, Arc::new(scored(row)?)))
+        })?;
+        if let Some((_, scored)) = rows.iter().find(|(sound, _)| !sound) {
+            let message = format!("completion {:?} is not what was written", scored.id());
+            return Err(self.damaged(message));
+        }
+        Ok(rows.into_iter().map(|(_, scored)| scored).collect())
     }
 
     pub(super) fn completions(&self, step: u64, limit: u32) -> Result<Vec<v1::CompletionRecord>> {
@@ -307,12 +348,18 @@ impl Store {
     }
 }
 
-fn set_meta(db: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-        [key, value],
-    )?;
+/// Writes a row (its values in the table's order) with its checksum.
+fn insert(db: &Transaction<'_>, into: &str, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
+    let sum = sums::of(values)?;
+    let marks = "?, ".repeat(values.len());
+    let all = values.iter().copied().chain([&sum as &dyn ToSql]);
+    db.prepare_cached(&format!("{into} VALUES ({marks}?)"))?
+        .execute(params_from_iter(all))?;
     Ok(())
+}
+
+fn set_meta(db: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
+    insert(db, "INSERT OR REPLACE INTO meta", &[&key, &value])
 }
 
 fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
@@ -322,16 +369,10 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
             model_digest,
         } => {
             set_meta(db, "model_digest", model_digest)?;
-            db.execute(
-                "INSERT INTO steps (step, digest) VALUES (?1, ?2)",
-                params![version.step as i64, &version.digest[..]],
-            )?;
+            let (step, digest) = (version.step as i64, &version.digest[..]);
+            insert(db, "INSERT INTO steps", &[&step, &digest, &Null])?;
         }
         Write::Prompts(rows) => {
-            let mut insert = db.prepare_cached(
-                "INSERT OR REPLACE INTO prompts (group_id, purpose, step, problem, text, gold, tokens)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?;
             for row in rows {
                 let (round, _) = RoundId::of_group(row.group);
                 let purpose = match round.purpose() {
@@ -340,32 +381,21 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                 };
                 let (group, step) = (row.group as i64, round.step() as i64);
                 let tokens = le_bytes(&row.tokens, |token| token.to_le_bytes());
-                insert.execute(params![
-                    group,
-                    purpose,
-                    step,
-                    row.problem,
-                    row.text,
-                    row.gold,
-                    tokens
-                ])?;
+                let PromptRow {
+                    problem,
+                    text,
+                    gold,
+                    ..
+                } = row;
+                let into = "INSERT OR REPLACE INTO prompts";
+                let row: [&dyn ToSql; 7] = [&group, &purpose, &step, problem, text, gold, &tokens];
+                insert(db, into, &row)?;
             }
         }
-        Write::Completion(scored) => insert_completion(db, scored)?,
+        Write::Completion(scored) => write_completion(db, scored, false)?,
         Write::Rewards(all) => {
-            let mut update = db.prepare_cached(
-                "UPDATE completions SET reward = ?3, judged = ?4, correct = ?5, rewards = ?6
-                 WHERE group_id = ?1 AND sample_index = ?2",
-            )?;
             for scored in all {
-                update.execute(params![
-                    scored.completion.group_id as i64,
-                    scored.completion.sample_index,
-                    scored.reward,
-                    scored.judged,
-                    scored.correct,
-                    verdicts::to_json(&scored.rewards),
-                ])?;
+                write_completion(db, scored, true)?;
             }
         }
         Write::Step { record, counters } => {
@@ -374,22 +404,19 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                 .as_ref()
                 .map_or(&[][..], |version| &version.digest);
             let step = record.step as i64;
-            db.execute(
-                "INSERT INTO steps (step, digest, record) VALUES (?1, ?2, ?3)",
-                params![step, digest, record.encode_to_vec()],
-            )?;
-            let mut insert =
+            let bytes = record.encode_to_vec();
+            insert(db, "INSERT INTO steps", &[&step, &digest, &bytes])?;
+            let mut metric =
                 db.prepare_cached("INSERT INTO metrics (step, name, value) VALUES (?1, ?2, ?3)")?;
             for (name, value) in metrics(record) {
-                insert.execute(params![step, name, value])?;
+                metric.execute(params![step, name, value])?;
             }
             set_counters(db, counters)?;
         }
         Write::Eval { record, counters } => {
-            db.execute(
-                "INSERT OR REPLACE INTO evals (step, accuracy, record) VALUES (?1, ?2, ?3)",
-                params![record.step as i64, record.accuracy, record.encode_to_vec()],
-            )?;
+            let (step, bytes) = (record.step as i64, record.encode_to_vec());
+            let into = "INSERT OR REPLACE INTO evals";
+            insert(db, into, &[&step, &record.accuracy, &bytes])?;
             set_counters(db, counters)?;
         }
         Write::Rollback(version) => {
@@ -401,21 +428,18 @@ fn apply(db: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
             db.execute("DELETE FROM completions WHERE group_id >= ?1", [next])?;
             db.execute("DELETE FROM prompts WHERE group_id >= ?1", [next])?;
             // The step was done again: what its record says of the version must be true of the new.
-            let old: Option<Vec<u8>> = db
-                .query_row("SELECT record FROM steps WHERE step = ?1", [step], |row| {
-                    row.get(0)
-                })
-                .optional()?
-                .flatten();
+            let find = "SELECT record FROM steps WHERE step = ?1";
+            let old: Option<Option<Vec<u8>>> =
+                db.query_row(find, [step], |row| row.get(0)).optional()?;
+            let Some(old) = old else { return Ok(()) };
             let record = old.and_then(|old| v1::StepRecord::decode(&*old).ok());
             let record = record.map(|record| {
                 let version = Some(version.to_wire());
                 v1::StepRecord { version, ..record }.encode_to_vec()
             });
-            db.execute(
-                "UPDATE steps SET digest = ?2, record = ?3 WHERE step = ?1",
-                params![step, &version.digest[..], record],
-            )?;
+            let digest = &version.digest[..];
+            let into = "INSERT OR REPLACE INTO steps";
+            insert(db, into, &[&step, &digest, &record])?;
         }
         Write::Counters(counters) => set_counters(db, counters)?,
     }
@@ -434,31 +458,52 @@ fn set_counters(db: &Transaction<'_>, counters: &Counters) -> rusqlite::Result<(
     set_meta(db, "counters", &text.to_string())
 }
 
-fn insert_completion(db: &Transaction<'_>, scored: &Scored) -> rusqlite::Result<()> {
+/// Writes a completion; with `known`, the verdicts of one that is there already.
+fn write_completion(db: &Transaction<'_>, scored: &Scored, known: bool) -> rusqlite::Result<()> {
     let completion = &scored.completion;
+    let group = completion.group_id as i64;
+    let (index, finish) = (completion.sample_index, completion.finish_reason);
+    let versions = spans::to_bytes(&completion.versions);
+    let tokens = le_bytes(&completion.tokens, |token| token.to_le_bytes());
+    let logprobs = le_bytes(&completion.logprobs, |logprob| logprob.to_le_bytes());
+    let rewards = verdicts::to_json(&scored.rewards);
+    let Scored {
+        reward,
+        judged,
+        correct,
+        ..
+    } = scored;
+    let row: [&dyn ToSql; 13] = [
+        &group,
+        &index,
+        &&*scored.worker,
+        &versions,
+        &tokens,
+        &logprobs,
+        &finish,
+        &completion.decode_seconds,
+        &scored.text,
+        reward,
+        judged,
+        correct,
+        &rewards,
+    ];
+    if !known {
+        return insert(db, "INSERT OR REPLACE INTO completions", &row);
+    }
     db.prepare_cached(
-        "INSERT OR REPLACE INTO completions (group_id, sample_index, worker, versions,
-             tokens, logprobs, finish_reason, decode_seconds, text, reward, judged,
-             correct, rewards)
-         VALUES (:group_id, :sample_index, :worker, :versions, :tokens, :logprobs,
-             :finish_reason, :decode_seconds, :text, :reward, :judged, :correct,
-             :rewards)",
+        "UPDATE completions SET reward = ?3, judged = ?4, correct = ?5, rewards = ?6, sum = ?7
+         WHERE group_id = ?1 AND sample_index = ?2",
     )?
-    .execute(named_params! {
-        ":group_id": completion.group_id as i64,
-        ":sample_index": completion.sample_index,
-        ":worker": &*scored.worker,
-        ":versions": spans::to_bytes(&completion.versions),
-        ":tokens": le_bytes(&completion.tokens, |token| token.to_le_bytes()),
-        ":logprobs": le_bytes(&completion.logprobs, |logprob| logprob.to_le_bytes()),
-        ":finish_reason": completion.finish_reason,
-        ":decode_seconds": completion.decode_seconds,
-        ":text": scored.text,
-        ":reward": scored.reward,
-        ":judged": scored.judged,
-        ":correct": scored.correct,
-        ":rewards": verdicts::to_json(&scored.rewards),
-    })?;
+    .execute(params![
+        group,
+        index,
+        reward,
+        judged,
+        correct,
+        rewards,
+        sums::of(&row)?
+    ])?;
     Ok(())
 }
 

@@ -5,21 +5,21 @@ use tina_reward::Share;
 use super::*;
 use crate::scheduler::types::RewardValue;
 
-fn config(sets: &[&str]) -> RunConfig {
+pub(super) fn config(sets: &[&str]) -> RunConfig {
     let text = "[run]\nname = \"t\"\n[model]\nsource = \"m\"\n[data]\nsource = \
                 \"arithmetic:add1\"\nheld_out = 5\n[[reward]]\nkind = \"numeric\"\n";
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
     RunConfig::parse(text, "test", Path::new("/"), &sets).unwrap()
 }
 
-fn version(step: u64) -> Version {
+pub(super) fn version(step: u64) -> Version {
     Version {
         step,
         digest: [step as u8; 32],
     }
 }
 
-fn scored(round: RoundId, group: u32, index: u32) -> Arc<Scored> {
+pub(super) fn scored(round: RoundId, group: u32, index: u32) -> Arc<Scored> {
     Arc::new(Scored {
         completion: v1::Completion {
             group_id: round.group(group),
@@ -53,7 +53,7 @@ fn scored(round: RoundId, group: u32, index: u32) -> Arc<Scored> {
     })
 }
 
-fn step(step: u64) -> Write {
+pub(super) fn step(step: u64) -> Write {
     let version = Some(version(step).to_wire());
     let record = v1::StepRecord {
         step,
@@ -71,14 +71,14 @@ fn step(step: u64) -> Write {
     }
 }
 
-fn start() -> Write {
+pub(super) fn start() -> Write {
     Write::Start {
         version: version(0),
         model_digest: "model".into(),
     }
 }
 
-fn open(path: &Path, config: &RunConfig) -> Result<(Journal, Resumed), JournalError> {
+pub(super) fn open(path: &Path, config: &RunConfig) -> Result<(Journal, Resumed), JournalError> {
     Journal::open(path, &fingerprint(config), "problems", "run-1", |_| {})
 }
 

@@ -77,7 +77,15 @@ impl Shelf {
                 for job in waiting {
                     if let Err(error) = writer.work(job) {
                         let folder = writer.folder.display();
-                        return failed(format!("{folder}: the adapter can't be written: {error}"));
+                        let remedy = match error.kind() {
+                            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                                "; free some space, then go on with --resume"
+                            }
+                            _ => "",
+                        };
+                        return failed(format!(
+                            "{folder}: the adapter can't be written: {error}{remedy}"
+                        ));
                     }
                 }
             })?;

@@ -135,6 +135,7 @@ impl Folder {
     }
 
     /// A name that no other run has; a label only, nothing is computed from it.
+    #[allow(clippy::disallowed_methods, reason = "a label")]
     pub(super) fn new_run_id(&self) -> String {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
