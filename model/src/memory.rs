@@ -10,7 +10,7 @@ use crate::{
     kernels::{
         attention::{CHUNK, PAGE},
         math::LANES,
-        matmul::{Format, numerics},
+        matmul::{Format, rows_format},
         team,
     },
     lora::{LoraConfig, LoraModule},
@@ -162,12 +162,13 @@ fn host(
     let widest = hidden.max(inner).max(q);
     let kept = HostModel::probability_bytes(format, targets, vocab).unwrap_or(0);
     let slice = HostModel::SLICE.min(targets) * vocab;
-    if format == Format::Bf16 {
-        let logits = if kept == 0 { slice } else { 0 };
-        working += BF16 * (rows * widest).max(logits);
-    }
-    if numerics(format) == "bf16-fma" {
-        working += F32 * (rows * widest).max(slice);
+    match (rows_format(format), kept) {
+        // Rows rounded for the products; a slice of logits, where no probabilities are kept.
+        (Format::Bf16, 0) => working += BF16 * (rows * widest).max(slice),
+        (Format::Bf16, _) => working += BF16 * rows * widest,
+        (Format::F32, 0) => {}
+        // Probabilities are kept in bf16, and read in f32.
+        (Format::F32, _) => working += F32 * slice,
     }
     if lora.is_some_and(|lora| lora.dropout > 0.0) {
         working += 3 * rows * widest * F32;

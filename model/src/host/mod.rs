@@ -24,7 +24,7 @@ use crate::{
     kernels::{
         attention::Heads,
         bf16::to_bf16,
-        matmul::{Format, Frozen, Rows, Store, Then, matmul, product},
+        matmul::{Format, Frozen, Rows, Store, Then, matmul, product, rows_format},
         rows,
     },
     lora::LoraModule,
@@ -41,6 +41,8 @@ pub(crate) use tape::HostTape;
 pub(crate) struct HostModel {
     pub(crate) heads: Heads,
     pub(crate) format: Format,
+    /// What products read their rows in.
+    rows: Format,
     pub(crate) embedding: HostLinear,
     pub(crate) head: Option<HostLinear>,
     pub(crate) layers: Vec<HostLayer>,
@@ -159,7 +161,7 @@ impl<'a> LayerLora<'a> {
     }
 }
 
-/// Rows that a product reads, in f32 and, where the weights are bf16, rounded to that.
+/// Rows that a product reads, in f32 and, where it reads bf16, rounded to that.
 #[derive(Clone, Copy)]
 struct Operand<'a> {
     wide: &'a [f32],
@@ -178,6 +180,7 @@ impl HostModel {
         Self {
             heads,
             format,
+            rows: rows_format(format),
             embedding,
             head,
             layers,
@@ -198,7 +201,7 @@ impl HostModel {
 
     /// `half`, sized for `n` values that a product reads, where it reads bf16.
     fn rounded<'a>(&self, n: usize, half: &'a mut Vec<bf16>) -> Option<&'a mut [bf16]> {
-        (self.format == Format::Bf16).then(|| {
+        (self.rows == Format::Bf16).then(|| {
             sized(half, n);
             &mut half[..]
         })
@@ -206,7 +209,7 @@ impl HostModel {
 
     /// Rows and, where products read bf16, the same rounded.
     fn as_operand<'a>(&self, wide: &'a [f32], half: &'a [bf16]) -> Operand<'a> {
-        let rows = match self.format {
+        let rows = match self.rows {
             Format::F32 => Rows::F32(wide),
             Format::Bf16 => Rows::Bf16(half),
         };

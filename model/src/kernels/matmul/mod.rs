@@ -33,7 +33,7 @@ pub use self::{
 };
 use super::{
     Level,
-    bf16::{coarse_all, convert, round_all, widen_all},
+    bf16::{convert, round_all, widen_all},
     level,
 };
 
@@ -100,12 +100,22 @@ pub enum Store {
 }
 
 /// How products of a format are computed on this machine, for two processes to compare: `f32`,
-/// `bf16-dot` (AVX512-BF16) or `bf16-fma` (bf16 values, f32 arithmetic). Equal names give equal bits.
+/// `bf16-dot` (weights and rows in bf16, AVX512-BF16) or `bf16-fma` (weights in bf16, rows and
+/// arithmetic in f32). Equal names give equal bits.
 pub fn numerics(format: Format) -> &'static str {
     match kind(format, level()) {
         Kind::F32 => "f32",
         Kind::Dot => "bf16-dot",
         Kind::Widened => "bf16-fma",
+    }
+}
+
+/// What a product with a matrix of `format` reads its rows in on this machine: bf16 where the
+/// processor multiplies bf16, otherwise f32, whose bits nothing is gained by rounding away.
+pub fn rows_format(format: Format) -> Format {
+    match kind(format, level()) {
+        Kind::Dot => Format::Bf16,
+        Kind::F32 | Kind::Widened => Format::F32,
     }
 }
 
@@ -118,7 +128,7 @@ fn kind(format: Format, level: Level) -> Kind {
 }
 
 /// `out = x · W + bias + low · B + add`: x `[rows, K]`, out `[rows, N]`, both row-major. Rows are
-/// rounded to bf16 where W is in bf16.
+/// rounded to bf16 where [`rows_format`] says so.
 ///
 /// # Panics
 /// When a slice's length is not that of the shapes: a fault of the caller's code.
@@ -227,18 +237,15 @@ fn multiply(
     };
     match (kind, x) {
         (Kind::Dot, Rows::Bf16(x)) => go(x.as_ptr().cast()),
-        (Kind::F32, Rows::F32(x)) => go(x.as_ptr().cast()),
+        (Kind::F32 | Kind::Widened, Rows::F32(x)) => go(x.as_ptr().cast()),
         (Kind::Dot, Rows::F32(x)) => ROUNDED.with_borrow_mut(|scratch| {
             scratch.resize(x.len(), bf16::ZERO);
             convert(x, scratch, round_all);
             go(scratch.as_ptr().cast());
         }),
-        (_, x) => WIDENED.with_borrow_mut(|scratch| {
+        (_, Rows::Bf16(x)) => WIDENED.with_borrow_mut(|scratch| {
             scratch.resize(x.len(), 0.0);
-            match x {
-                Rows::F32(x) => convert(x, scratch, coarse_all),
-                Rows::Bf16(x) => convert(x, scratch, widen_all),
-            }
+            convert(x, scratch, widen_all);
             go(scratch.as_ptr().cast());
         }),
     }

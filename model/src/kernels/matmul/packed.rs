@@ -177,7 +177,7 @@ impl PackedBf16 {
 pub enum Format {
     /// Weights and rows in f32.
     F32,
-    /// Weights and rows rounded to bf16, sums in f32.
+    /// Weights rounded to bf16, rows too where [`rows_format`](super::rows_format) says so; sums in f32.
     Bf16,
 }
 

@@ -160,11 +160,10 @@ fn a_row_alone_has_the_bits_it_has_in_any_batch() {
 #[test]
 fn fused_multiply_adds_give_the_scalar_bits_at_every_level() {
     for ((m, k, n), format) in each_shape() {
-        let (mut x, mut w) = (values(m * k, 5), values(k * n, 6));
+        let (x, mut w) = (values(m * k, 5), values(k * n, 6));
         let packed = Frozen::direct(&w, k, n, format);
-        let x_given = x.clone();
         if format == Format::Bf16 {
-            (x, w) = (coarse(&x), coarse(&w));
+            w = coarse(&w);
         }
         let extras = Extras::new(m, n);
         let mut b = vec![0f32; Extras::RANK];
@@ -182,7 +181,7 @@ fn fused_multiply_adds_give_the_scalar_bits_at_every_level() {
             let mut out = vec![0f32; m * n];
             product_at(
                 level,
-                Rows::F32(&x_given),
+                Rows::F32(&x),
                 &packed,
                 &mut out,
                 extras.then_of(0, m),
