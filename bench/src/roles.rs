@@ -16,7 +16,7 @@ use tina_model::{Decoder, Distribution};
 use tina_proto::v1::{Completion, PolicyVersion, RunSpec, SamplingParams, StepMetrics};
 use tina_rollout_worker::{
     check::run_plan,
-    engine::{Engine, Event, Work as Order},
+    engine::{Capacity, Engine, Event, Work as Order},
     queue::GroupTask,
     stop::TokenText,
 };
@@ -85,7 +85,12 @@ struct Sampled {
 impl Roles {
     pub(crate) fn new(decoder: Arc<Decoder>, spec: &RunSpec, slots: usize) -> Result<Self> {
         let plan = run_plan(spec, decoder.config()).map_err(BenchError::Other)?;
-        let engine = Engine::new(decoder.clone(), Arc::new(NoText), plan, slots)?;
+        let engine = Engine::new(
+            decoder.clone(),
+            Arc::new(NoText),
+            plan,
+            Capacity::fixed(slots),
+        )?;
         let trainer = Trainer::init(decoder.clone(), Settings::from_spec(spec)?.train)?;
         Ok(Self {
             decoder,

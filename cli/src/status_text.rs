@@ -44,7 +44,7 @@ pub(crate) fn page(status: &v1::RunStatus) -> String {
         let device = worker.device.clone().unwrap_or_default();
         let _ = writeln!(
             text,
-            "worker {} ({}): {}, {} {}, {}/{} slots, {:.0} tok/s, policy {}, heard {:.1} s ago",
+            "worker {} ({}): {}, {} {}, {}/{} slots, {}{:.0} tok/s, policy {}, heard {:.1} s ago",
             worker.worker_id,
             worker.address,
             worker.state,
@@ -52,6 +52,7 @@ pub(crate) fn page(status: &v1::RunStatus) -> String {
             device.name,
             worker.slots_used,
             worker.slots,
+            kv_share(worker),
             worker.tokens_per_second,
             words::version(worker.version.as_ref()),
             worker.seconds_since_heartbeat,
@@ -148,6 +149,17 @@ pub(crate) fn to_json(status: &v1::RunStatus) -> Value {
     })
 }
 
+/// How full its memory of keys and values is, where that has a limit.
+fn kv_share(worker: &v1::WorkerStatus) -> String {
+    match worker.kv_limit_bytes {
+        0 => String::new(),
+        limit => {
+            let share = 100.0 * worker.kv_bytes as f64 / limit as f64;
+            format!("KV cache {share:.0} % full, ")
+        }
+    }
+}
+
 fn version(version: Option<&v1::PolicyVersion>) -> Value {
     version.map_or(
         Value::Null,
@@ -173,6 +185,8 @@ fn worker(worker: &v1::WorkerStatus) -> Value {
         "device": device(worker.device.as_ref()),
         "slots": worker.slots,
         "slots_used": worker.slots_used,
+        "kv_bytes": worker.kv_bytes,
+        "kv_limit_bytes": worker.kv_limit_bytes,
         "tokens_per_second": worker.tokens_per_second,
         "tokens_total": worker.tokens_total,
         "version": version(worker.version.as_ref()),

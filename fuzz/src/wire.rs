@@ -176,7 +176,10 @@ impl Run {
                 Err(_) => return,
             },
             Some(M::AdapterLoaded(loaded)) => Event::AdapterLoaded { session, loaded },
-            Some(M::Heartbeat(heartbeat)) => Event::WorkerHeartbeat { session, heartbeat },
+            Some(M::Heartbeat(heartbeat)) => match Limits::check_heartbeat(&heartbeat) {
+                Ok(()) => Event::WorkerHeartbeat { session, heartbeat },
+                Err(_) => return,
+            },
             Some(M::SampleFailed(failed)) => match Self::LIMITS.check_failed(&failed) {
                 Ok(()) => Event::SampleFailed { session, failed },
                 Err(_) => return,
@@ -295,6 +298,9 @@ pub mod worker_stream {
             tokens_per_second: 10.0,
             tokens_total: 100,
             version: Some(version(0).to_wire()),
+            slots: 5,
+            kv_bytes: 1 << 20,
+            kv_limit_bytes: 1 << 30,
         }));
         let failed = of_worker(M::SampleFailed(v1::SampleFailed {
             group_id: RoundId::train(1).group(1),
@@ -462,6 +468,7 @@ pub mod worker_commands {
             spec: Some(spec()),
             slots: 4,
             heartbeat_ms: 500,
+            ..Default::default()
         });
         let sample = C::Sample(v1::Sample {
             group_id: RoundId::train(1).group(1),

@@ -3,9 +3,13 @@
 //!
 //! - `plan`: which rows a pass computes
 //! - `prompts`: the prompts of groups, open and known
+//! - `room`: how many sequences the memory has room for
+//! - `yielding`: who begins, and who makes room
 
 mod plan;
 mod prompts;
+mod room;
+mod yielding;
 
 use std::{
     sync::{
@@ -18,9 +22,11 @@ use std::{
 use tina_model::{Decoder, KvCache, ModelError, Scratch, each_row};
 use tina_proto::v1::{AdapterLoaded, Completion, PolicyVersion, SampleFailed};
 
+pub use self::room::Capacity;
 use self::{
     plan::Rows,
     prompts::{Prompts, same_prompt},
+    room::Room,
 };
 use crate::{
     adapter::{AdapterLoader, ReadyAdapter},
@@ -87,6 +93,12 @@ pub struct Gauges {
     pub slots_used: AtomicU32,
     /// Samples without a slot.
     pub queued: AtomicU32,
+    /// Samples that there is room for.
+    pub slots: AtomicU32,
+    /// Bytes of keys and values that are held.
+    pub kv_bytes: AtomicU64,
+    /// Bytes of keys and values at most; 0: no limit.
+    pub kv_limit: AtomicU64,
     /// Tokens sampled since the start.
     pub tokens: AtomicU64,
     /// Tokens of prompts computed since the start.
@@ -99,6 +111,7 @@ pub struct Engine {
     text: Arc<dyn TokenText>,
     plan: RunPlan,
     cache: KvCache,
+    room: Room,
     queue: Queue,
     /// What is under way, by slot, from its first token on.
     sequences: Vec<Option<Sequence>>,
@@ -113,27 +126,41 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine of `slots` slots without an adapter; fails when the device has no room for them.
+    /// An engine of this capacity without an adapter; fails when the device has no room for it. A cache
+    /// that allocates its slots whole (a GPU's) keeps to the slots that it begins with.
     pub fn new(
         decoder: Arc<Decoder>,
         text: Arc<dyn TokenText>,
         plan: RunPlan,
-        slots: usize,
+        capacity: Capacity,
     ) -> Result<Self, ModelError> {
-        let cache = decoder.new_cache(slots, plan.max_sequence_tokens)?;
+        let mut most = capacity.most.max(capacity.slots);
+        let mut cache = decoder.new_cache(most, plan.max_sequence_tokens)?;
+        let room = if cache.pages_held().is_some() {
+            Room::new(capacity)
+        } else {
+            most = capacity.slots;
+            cache = decoder.new_cache(most, plan.max_sequence_tokens)?;
+            Room::new(Capacity::fixed(most))
+        };
+        let gauges = Gauges::default();
+        let limit = room.limit().unwrap_or_default();
+        gauges.slots.store(room.slots() as u32, Ordering::Relaxed);
+        gauges.kv_limit.store(limit as u64, Ordering::Relaxed);
         Ok(Self {
             decoder,
             text,
             plan,
             cache,
-            queue: Queue::new(slots),
-            sequences: std::iter::repeat_with(|| None).take(slots).collect(),
+            room,
+            queue: Queue::new(most),
+            sequences: std::iter::repeat_with(|| None).take(most).collect(),
             prompts: Prompts::default(),
             held: None,
             next: None,
             logits: Vec::new(),
             scratch: Scratch::default(),
-            gauges: Arc::default(),
+            gauges: Arc::new(gauges),
         })
     }
 
@@ -229,11 +256,14 @@ impl Engine {
     /// token for every sequence that decodes, beside a chunk of prompts' rows.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         events.extend(self.swap().map(Event::Loaded));
-        while self.queue.place().is_some() {}
+        while self.queue.running() < self.room.slots() && self.queue.place().is_some() {}
+        self.make_room();
         let mut tokens = self.begin(events);
         tokens += self.pass(events);
         // With the prompts that have ended in it.
         tokens += self.begin(events);
+        let waiting = self.queue.waiting();
+        self.room.look(self.held(), self.decoding(), waiting);
         self.report_load(tokens);
     }
 
@@ -245,6 +275,12 @@ impl Engine {
             .queued
             .store(self.queue.waiting() as u32, Ordering::Relaxed);
         self.gauges.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.gauges
+            .slots
+            .store(self.room.slots() as u32, Ordering::Relaxed);
+        self.gauges
+            .kv_bytes
+            .store(self.held() as u64, Ordering::Relaxed);
     }
 
     /// Takes the adapter that waits, if what is under way allows it.
@@ -285,14 +321,16 @@ impl Engine {
         let idle = self.sequences.iter().all(Option::is_none);
         let early = idle && !self.prompts.open.is_empty();
         let mut tokens = 0;
+        let mut promised = self.promised();
         for slot in 0..self.sequences.len() {
-            if !self.waits_for_prompt(slot) {
+            if !self.waits_for_prompt(slot) || !self.may_begin(slot, promised) {
                 continue;
             }
             match self.begin_in(slot, early) {
                 Ok(sampled) => {
                     tokens += u64::from(sampled);
                     self.settle(slot, events);
+                    promised = self.promised();
                 }
                 Err(error) => self.refuse(slot, error, events),
             }

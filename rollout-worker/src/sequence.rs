@@ -65,6 +65,11 @@ impl Sequence {
         self.tokens.get(of_completion..).unwrap_or_default()
     }
 
+    /// Tokens of the completion so far.
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// Whether the completion has ended, well or not.
     pub fn has_ended(&self) -> bool {
         self.end.is_some()

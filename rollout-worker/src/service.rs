@@ -34,8 +34,8 @@ use tracing::{info, warn};
 use crate::{
     adapter::{AdapterLoader, ReadyAdapter},
     check,
-    engine::Engine,
-    state::{Action, LoadedModel, State},
+    engine::{Capacity, Engine},
+    state::{Action, LoadedModel, Offer, State},
     thread::EngineThread,
 };
 
@@ -326,7 +326,7 @@ impl Worker {
 
     fn act(&mut self, action: Action, channel: &Channel) -> Result<Option<End>, WorkerError> {
         match action {
-            Action::LoadModel { spec, slots } => {
+            Action::LoadModel { spec, offer } => {
                 // Of an earlier run; its memory is needed.
                 self.engine = None;
                 if let Some(task) = self.fetch_task.take() {
@@ -334,7 +334,7 @@ impl Worker {
                 }
                 let options = self.options.clone();
                 self.model_task = Some(tokio::task::spawn_blocking(move || {
-                    load(*spec, slots, &options)
+                    load(*spec, offer, &options)
                 }));
             }
             Action::Fetch {
@@ -402,6 +402,9 @@ impl Worker {
             let seconds = (now - then).as_secs_f64();
             heartbeat.slots_used = gauges.slots_used.load(Ordering::Relaxed);
             heartbeat.queued = gauges.queued.load(Ordering::Relaxed);
+            heartbeat.slots = gauges.slots.load(Ordering::Relaxed);
+            heartbeat.kv_bytes = gauges.kv_bytes.load(Ordering::Relaxed);
+            heartbeat.kv_limit_bytes = gauges.kv_limit.load(Ordering::Relaxed);
             heartbeat.tokens_total = total;
             if seconds > 0.0 {
                 heartbeat.tokens_per_second = total.saturating_sub(before) as f64 / seconds;
@@ -460,11 +463,11 @@ fn heartbeats(every_ms: u32) -> tokio::time::Interval {
 /// Opens and loads the run's model and builds the engine. Takes seconds, blocks.
 fn load(
     spec: RunSpec,
-    suggested_slots: u32,
+    offer: Offer,
     options: &WorkerOptions,
 ) -> Result<(LoadedModel, Engine), WorkerError> {
     let wish = options.slots.filter(|&slots| slots > 0);
-    let slots = match (wish, suggested_slots) {
+    let slots = match (wish, offer.slots) {
         (Some(wish), 0) => wish,
         (Some(wish), suggested) => wish.min(suggested),
         (None, suggested) => suggested,
@@ -486,7 +489,22 @@ fn load(
     let decoder = Decoder::load(&model.text.config, &*model.weights, &load_options)?;
     let device: DeviceInfo = device_info(&options.device, decoder.numerics());
     let text = Arc::new(model.text.tokenizer);
-    let engine = Engine::new(Arc::new(decoder), text, plan.clone(), slots as usize)?;
+    // A worker with a wish of its own keeps to it.
+    let most = if wish.is_some() {
+        slots
+    } else {
+        offer.max_slots.clamp(slots, MAX_SLOTS)
+    };
+    let kv_bytes = match offer.kv_memory_mb {
+        0 => decoder.available_bytes().map(|bytes| bytes / 2),
+        mb => usize::try_from(mb << 20).ok(),
+    };
+    let capacity = Capacity {
+        slots: slots as usize,
+        most: most as usize,
+        kv_bytes,
+    };
+    let engine = Engine::new(Arc::new(decoder), text, plan.clone(), capacity)?;
     Ok((
         LoadedModel {
             spec,

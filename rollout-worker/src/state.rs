@@ -28,7 +28,7 @@ pub(crate) enum Action {
         /// The run.
         spec: Box<RunSpec>,
         /// What the config suggests.
-        slots: u32,
+        offer: Offer,
     },
     /// Fetch this adapter and make it ready, then say so by [`State::fetched`].
     Fetch {
@@ -45,6 +45,16 @@ pub(crate) enum Action {
     Stop(String),
     /// The coordinator breaks the protocol.
     Fail(String),
+}
+
+/// What the run's config says of a worker's slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) slots: u32,
+    /// Slots may grow to; 0: they stay.
+    pub(crate) max_slots: u32,
+    /// For keys and values, MiB; 0: half of what is available.
+    pub(crate) kv_memory_mb: u64,
 }
 
 /// A model that is ready to sample.
@@ -66,7 +76,7 @@ pub(crate) struct LoadedModel {
 #[derive(Debug)]
 enum ModelState {
     None,
-    Loading { spec: Box<RunSpec>, slots: u32 },
+    Loading { spec: Box<RunSpec>, offer: Offer },
     Ready(Box<LoadedModel>),
 }
 
@@ -204,24 +214,29 @@ impl State {
         self.held = None;
         self.loading = None;
         self.outbox.clear();
-        let (spec, slots) = (Box::new(spec), welcome.slots);
+        let offer = Offer {
+            slots: welcome.slots,
+            max_slots: welcome.max_slots,
+            kv_memory_mb: welcome.kv_memory_mb,
+        };
+        let spec = Box::new(spec);
         self.model = ModelState::Loading {
             spec: spec.clone(),
-            slots,
+            offer,
         };
         if !under_way {
-            actions.push(Action::LoadModel { spec, slots });
+            actions.push(Action::LoadModel { spec, offer });
         }
     }
 
     /// The model is loaded, and the engine stands by.
     pub(crate) fn model_loaded(&mut self, model: LoadedModel) -> Vec<Action> {
-        if let ModelState::Loading { spec, slots } = &self.model
+        if let ModelState::Loading { spec, offer } = &self.model
             && !same_run(spec, &model.spec)
         {
             return vec![Action::LoadModel {
                 spec: spec.clone(),
-                slots: *slots,
+                offer: *offer,
             }];
         }
         self.hello.device = Some(model.device.clone());

@@ -10,7 +10,10 @@ use tina_model::{
     Adapter, Decoder, Distribution, Dtype, LoadOptions, LoraConfig, ModelSource, TextModel,
 };
 use tina_proto::v1::{PolicyVersion, RunSpec};
-use tina_rollout_worker::{check::run_plan, engine::Engine};
+use tina_rollout_worker::{
+    check::run_plan,
+    engine::{Capacity, Engine},
+};
 
 use crate::{
     error::{BenchError, Result},
@@ -85,7 +88,12 @@ impl Own {
         let plan = run_plan(&spec, self.decoder.config()).map_err(BenchError::Other)?;
         let bytes = self.adapter(&plan.lora, learnt)?;
         let version = PolicyVersion::of_bytes(0, &bytes);
-        let mut engine = Engine::new(self.decoder.clone(), Arc::new(NoText), plan, slots)?;
+        let mut engine = Engine::new(
+            self.decoder.clone(),
+            Arc::new(NoText),
+            plan,
+            Capacity::fixed(slots),
+        )?;
         load(&mut engine, version.clone(), bytes)?;
         Ok((engine, version))
     }

@@ -217,6 +217,19 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         &slots_message,
     );
     check(
+        "rollout.max_slots",
+        (config.rollout.max_slots).is_none_or(|most| slots.contains(&most)),
+        &slots_message,
+    );
+    check(
+        "rollout.kv_memory_mb",
+        config
+            .rollout
+            .kv_memory_mb
+            .is_none_or(|mb| (1..1 << 32).contains(&mb)),
+        "must be at least 1",
+    );
+    check(
         "eval.temperature",
         config.eval.temperature >= 0.0,
         not_negative,

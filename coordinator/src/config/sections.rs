@@ -591,6 +591,15 @@ section! {
         /// the smaller.
         #[unit = "sequences"]
         slots: u32 = 64;
+        /// Slots may grow to so many while the memory of keys and values stands below 60 % and all are in
+        /// use; above 90 % they shrink. Unset: 4 times a worker's slots. On a GPU slots stay as they are.
+        #[unit = "sequences"]
+        max_slots: Option<u32> = None;
+        /// Memory for keys and values of a worker on a CPU. Samples that would take more wait, or make
+        /// room and go on later, to the same tokens. Unset: half of what is available when its model is
+        /// loaded.
+        #[unit = "MiB"]
+        kv_memory_mb: Option<u64> = None;
         /// When a worker takes a new adapter. `drain`: when all samples under way have ended. `keep`:
         /// between two decoding steps; samples under way go on with the keys and values that they
         /// have, and each completion says which version sampled which tokens. `recompute`: likewise,

@@ -196,10 +196,13 @@ impl Shell {
                 hello,
                 outbox,
             } => {
+                let slots = self.slots_of(&hello.worker_id);
                 let welcome = v1::WorkerWelcome {
                     spec: Some(self.parts.shared.spec.clone()),
-                    slots: self.slots_of(&hello.worker_id),
+                    slots,
                     heartbeat_ms: self.parts.shared.heartbeat_ms,
+                    max_slots: self.parts.config.rollout.max_slots.unwrap_or(4 * slots),
+                    kv_memory_mb: self.parts.config.rollout.kv_memory_mb.unwrap_or(0),
                 };
                 self.workers.insert(session, outbox);
                 self.handle(Event::WorkerHello { session, hello });

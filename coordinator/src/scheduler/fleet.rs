@@ -206,7 +206,13 @@ impl Scheduler {
             if beat.tokens_total != worker.heartbeat.tokens_total {
                 worker.progress = now;
             }
+            // Slots that came to be are to be filled; those that are gone are left to run empty.
+            let grown = worker.model_digest.is_some() && beat.slots > worker.slots;
+            if worker.model_digest.is_some() && beat.slots > 0 {
+                worker.slots = beat.slots;
+            }
             worker.heartbeat = beat;
+            self.look_over |= grown;
         }
     }
 

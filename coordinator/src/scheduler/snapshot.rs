@@ -116,6 +116,8 @@ impl Scheduler {
             seconds_since_heartbeat: (self.now - worker.last_seen).as_secs_f64(),
             state: self.worker_state(worker),
             probe_diff_max: f64::from(worker.probe_diff),
+            kv_bytes: worker.heartbeat.kv_bytes,
+            kv_limit_bytes: worker.heartbeat.kv_limit_bytes,
         });
         let lost = self.lost.values().map(|worker| v1::WorkerStatus {
             worker_id: worker.hello.worker_id.clone(),

@@ -282,6 +282,34 @@ fn a_group_is_split_rather_than_leaving_slots_free() {
 }
 
 #[test]
+fn slots_that_a_heartbeat_says_are_new_are_filled_and_those_gone_run_empty() {
+    let mut bench = Bench::with_workers(&[3]);
+    assert_eq!(bench.handed(), [(0, 0, 3)]);
+    let beat = |slots| Event::WorkerHeartbeat {
+        session: 0,
+        heartbeat: v1::WorkerHeartbeat {
+            slots,
+            ..Default::default()
+        },
+    };
+    bench.tell(beat(5));
+    assert_eq!(bench.handed(), [(0, 0, 1), (0, 1, 1)]);
+    assert_eq!(bench.status("w0").slots, 5);
+    // Five are in flight; one that ends leaves four, of which two are too many.
+    bench.tell(beat(2));
+    assert_eq!(bench.handed(), []);
+    let completion = completion(0, 0, version(0));
+    bench.tell(Event::Completion {
+        session: 0,
+        completion,
+    });
+    assert_eq!(bench.handed(), []);
+    // One that doesn't say keeps what it had.
+    bench.tell(beat(0));
+    assert_eq!(bench.status("w0").slots, 2);
+}
+
+#[test]
 fn what_was_in_flight_at_a_silent_worker_goes_to_another() {
     let mut bench = Bench::with_workers(&[4, 8]);
     bench.now += Duration::from_secs(4);

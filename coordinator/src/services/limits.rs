@@ -113,6 +113,21 @@ impl Limits {
     }
 
     /// # Errors
+    /// What is wrong with a worker's load.
+    pub fn check_heartbeat(beat: &v1::WorkerHeartbeat) -> Result<(), String> {
+        if beat.slots > MAX_SLOTS {
+            return Err(format!(
+                "{} slots, at most {MAX_SLOTS} are taken",
+                beat.slots
+            ));
+        }
+        if !beat.tokens_per_second.is_finite() {
+            return Err("tokens a second that are no number".into());
+        }
+        Ok(())
+    }
+
+    /// # Errors
     /// What is wrong with a name that a role gave itself.
     pub fn check_name(name: &str) -> Result<(), String> {
         if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {

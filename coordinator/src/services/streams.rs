@@ -207,6 +207,7 @@ async fn work(
                 Inbound::Event(Event::AdapterLoaded { session, loaded })
             }
             worker_message::Message::Heartbeat(heartbeat) => {
+                Limits::check_heartbeat(&heartbeat).map_err(bad)?;
                 Inbound::Event(Event::WorkerHeartbeat { session, heartbeat })
             }
             worker_message::Message::SampleFailed(mut failed) => {

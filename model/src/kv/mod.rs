@@ -144,6 +144,31 @@ impl KvCache {
         }
     }
 
+    /// Bytes of the pages that prompts and slots hold, and of one page ([`PAGE`] tokens of all layers);
+    /// none for a cache that allocates its slots whole.
+    pub fn pages_held(&self) -> Option<(usize, usize)> {
+        match &self.store {
+            Store::Host(pool) => {
+                let page = pool.pages.bytes().checked_div(pool.pages.count());
+                let page = page.unwrap_or_default();
+                Some(((pool.pages.count() - pool.free()) * page, page))
+            }
+            Store::Device(_) => None,
+        }
+    }
+
+    /// Pages that so many more tokens in `slot` would take; its own copy of the page that its prompt ends
+    /// in is one of them.
+    pub fn pages_for(&self, slot: usize, tokens: usize) -> usize {
+        let Some(place) = self.slots.get(slot).filter(|_| tokens > 0) else {
+            return 0;
+        };
+        let own = place.own.as_ref().map_or(&[][..], Lease::pages);
+        let is_there = |index: &usize| place.table.get(*index).is_some_and(|p| own.contains(p));
+        let pages = place.len() / PAGE..=(place.len() + tokens - 1) / PAGE;
+        pages.filter(|index| !is_there(index)).count()
+    }
+
     /// Tokens in a slot, its prompt's included.
     pub fn len(&self, slot: usize) -> usize {
         self.slots.get(slot).map_or(0, Slot::len)

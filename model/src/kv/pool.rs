@@ -66,9 +66,11 @@ impl Pool {
     }
 
     /// Pages that nobody holds.
-    #[cfg(test)]
     pub(super) fn free(&self) -> usize {
-        self.free.lock().unwrap().len()
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 }
 

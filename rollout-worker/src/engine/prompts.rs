@@ -50,6 +50,13 @@ impl Prompts {
         Ok(known)
     }
 
+    /// Whether the prompt of `task` is known or on its way.
+    pub(super) fn has(&self, task: &GroupTask) -> bool {
+        let known = self.known.iter().map(|prompt| &prompt.task);
+        let open = self.open.iter().map(|prompt| &prompt.task);
+        known.chain(open).any(|other| same_prompt(other, task))
+    }
+
     /// The open prompt `which` is computed to its end.
     pub(super) fn finish(&mut self, which: usize, logits: &[f32]) -> Result<(), ModelError> {
         let Open { task, rows } = self.open.remove(which);

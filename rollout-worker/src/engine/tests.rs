@@ -1,5 +1,6 @@
 //! The engine on a tiny random model.
 
+mod memory;
 mod swap;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,11 @@ impl Bench {
     }
 
     fn of(decoder: &Arc<Decoder>, slots: usize, plan: RunPlan) -> Self {
-        let engine = Engine::new(Arc::clone(decoder), Arc::new(Letters), plan, slots).unwrap();
+        Self::with(decoder, Capacity::fixed(slots), plan)
+    }
+
+    fn with(decoder: &Arc<Decoder>, capacity: Capacity, plan: RunPlan) -> Self {
+        let engine = Engine::new(Arc::clone(decoder), Arc::new(Letters), plan, capacity).unwrap();
         let mut bench = Self {
             engine,
             version: PolicyVersion::default(),

@@ -252,6 +252,7 @@ impl Stage {
             spec: Some(spec),
             slots: 8,
             heartbeat_ms: 100,
+            ..Default::default()
         }
     }
 

@@ -27,6 +27,7 @@ fn welcome(run_id: &str) -> WorkerCommand {
         spec,
         slots: 4,
         heartbeat_ms: 500,
+        ..Default::default()
     }))
 }
 

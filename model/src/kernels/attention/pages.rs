@@ -169,6 +169,11 @@ impl Pages {
         first..first + (1 << self.slab_bits)
     }
 
+    /// Pages that there are.
+    pub fn count(&self) -> usize {
+        self.slabs.len() << self.slab_bits
+    }
+
     /// Bytes that are allocated.
     pub fn bytes(&self) -> usize {
         self.slabs.iter().map(|s| s.len() * size_of::<f32>()).sum()
