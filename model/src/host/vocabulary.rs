@@ -39,7 +39,7 @@ impl HostModel {
     /// Bytes of the probabilities that a pass keeps; `None`: they are computed again.
     pub(crate) fn probability_bytes(format: Format, targets: usize, vocab: usize) -> Option<usize> {
         let bytes = targets * vocab * size_of::<bf16>();
-        (format == Format::Bf16 && bytes <= KEPT_BYTES).then_some(bytes)
+        (format != Format::F32 && bytes <= KEPT_BYTES).then_some(bytes)
     }
 
     /// The log-prob of each target and the entropy at its row. The tape remembers what its backward

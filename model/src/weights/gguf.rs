@@ -9,6 +9,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::blocks::Blocks;
 use super::gguf_header::{Header, TensorInfo, Value};
 use super::mapped::MappedFile;
 use super::{Weights, check_shape, missing};
@@ -103,24 +104,31 @@ impl Weights for GgufWeights {
         self.tensors.contains_key(name)
     }
 
+    fn is_quantised(&self, name: &str) -> bool {
+        let stored = self.tensors.get(name);
+        stored.is_some_and(|info| info.dtype.block_size() > 1)
+    }
+
     fn is_wide(&self, name: &str) -> bool {
         let stored = self.tensors.get(name);
         stored.is_some_and(|info| matches!(info.dtype, GgmlDType::F32 | GgmlDType::F16))
     }
 
+    fn blocks(&self, name: &str, expected: &[usize]) -> Result<Option<Blocks>> {
+        let info = self.find(name, expected)?;
+        let (rows, head) = (info.shape[0], self.interleaved_head(name, info));
+        let blocks = Blocks::of_gguf(self.gguf.bytes(info), info.dtype, rows);
+        Ok(blocks.map(|blocks| match head {
+            None => blocks,
+            Some(head) => {
+                blocks.reordered(|to| to / head * head + interleaved_row(to % head, head))
+            }
+        }))
+    }
+
     fn load(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
-        let Some(info) = self.tensors.get(name) else {
-            return Err(missing(
-                name,
-                expected,
-                &self.gguf.file.path().display().to_string(),
-            ));
-        };
-        check_shape(name, &info.shape, expected)?;
-        let rows = info.shape[0];
-        let head = self.interleaved.filter(|head| {
-            (name.contains("q_proj") || name.contains("k_proj")) && rows.is_multiple_of(*head)
-        });
+        let info = self.find(name, expected)?;
+        let (rows, head) = (info.shape[0], self.interleaved_head(name, info));
         let bytes = self.gguf.bytes(info);
         let plain = match info.dtype {
             GgmlDType::F32 => Some(DType::F32),
@@ -150,6 +158,29 @@ impl Weights for GgufWeights {
             }
         }
     }
+}
+
+impl GgufWeights {
+    fn find(&self, name: &str, expected: &[usize]) -> Result<&TensorInfo> {
+        let place = || self.gguf.file.path().display().to_string();
+        let info = self.tensors.get(name);
+        let info = info.ok_or_else(|| missing(name, expected, &place()))?;
+        check_shape(name, &info.shape, expected)?;
+        Ok(info)
+    }
+
+    /// Rows of a head, where a tensor's rows are interleaved.
+    fn interleaved_head(&self, name: &str, info: &TensorInfo) -> Option<usize> {
+        self.interleaved.filter(|head| {
+            (name.contains("q_proj") || name.contains("k_proj"))
+                && info.shape[0].is_multiple_of(*head)
+        })
+    }
+}
+
+/// Where row `to` stands inside of a head of `head` rows that are interleaved.
+fn interleaved_row(to: usize, head: usize) -> usize {
+    2 * (to % (head / 2)) + to / (head / 2)
 }
 
 /// Dequantises `rows` rows in parallel.
@@ -184,7 +215,7 @@ fn dequantise(
                 None => values.copy_from_slice(&found),
                 Some(head) => {
                     for (to, values) in values.chunks_exact_mut(row).enumerate() {
-                        let from = 2 * (to % (head / 2)) + to / (head / 2);
+                        let from = interleaved_row(to, head);
                         values.copy_from_slice(&found[from * row..(from + 1) * row]);
                     }
                 }
@@ -300,6 +331,32 @@ mod tests {
                 .load("model.layers.7.self_attn.v_proj.weight", &[600, 256])
                 .unwrap();
             assert_eq!(f32s(&found), expected_v, "{dtype:?}");
+            // What can be read as it is stored has the same weights.
+            let kept = matches!(dtype, GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0);
+            for (name, shape, expected) in [
+                (
+                    "model.layers.7.self_attn.q_proj.weight",
+                    [24, 256],
+                    &expected_q,
+                ),
+                (
+                    "model.layers.7.self_attn.v_proj.weight",
+                    [600, 256],
+                    &expected_v,
+                ),
+            ] {
+                let blocks = weights.blocks(name, &shape).unwrap();
+                assert_eq!(blocks.is_some(), kept, "{dtype:?}");
+                if let Some(blocks) = blocks {
+                    let found: Vec<f32> = (0..expected.len()).map(|i| blocks.weight(i)).collect();
+                    assert_eq!(&found, expected, "{dtype:?} {name}");
+                }
+            }
+            let plain = matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
+            assert_eq!(
+                weights.is_quantised("model.layers.7.self_attn.v_proj.weight"),
+                !plain
+            );
         }
     }
 

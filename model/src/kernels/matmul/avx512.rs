@@ -7,8 +7,10 @@ use half::bf16;
 use super::{
     super::math::LANES,
     Add,
+    quantised::block_lines,
     tile::{MOST_LINES, Tile},
 };
+use crate::weights::blocks::{BLOCK, Bits};
 
 /// Sets the sums aside, or finishes and stores them.
 macro_rules! end {
@@ -200,6 +202,123 @@ kernel! {
                 for p in 0..P {
                     sums[r][p] = _mm512_fmadd_ps(x, w[p], sums[r][p]);
                 }
+            }
+        }
+    }
+}
+
+/// d and m of a block's 16 columns.
+///
+/// # Safety
+/// The processor has AVX-512F; `block` is a line of scales.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scales(block: *const f32) -> [__m512; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [0, 8].map(|at| _mm512_cvtph_ps(_mm256_load_si256(block.add(at).cast()))) }
+}
+
+/// Adds one k's products with P groups of weights.
+macro_rules! add_k {
+    ($tile:ident, $sums:ident, $k:expr, $w:ident) => {
+        for r in 0..H {
+            let x = $tile.x.add(r * $tile.x_stride).cast::<f32>();
+            let x = _mm512_set1_ps(*x.add($k));
+            for p in 0..P {
+                $sums[r][p] = _mm512_fmadd_ps(x, $w[p], $sums[r][p]);
+            }
+        }
+    };
+}
+
+kernel! {
+    /// f32 by blocks of four bits.
+    "avx512f" four_bits(tile, sums) {
+        let mask = _mm512_set1_epi32(15);
+        for b in 0..tile.k / BLOCK {
+            let mut block = [tile.w; P];
+            let mut scale = [[_mm512_setzero_ps(); 2]; P];
+            for p in 0..P {
+                let at = p * tile.w_stride + b * block_lines(Bits::Four) * LANES;
+                block[p] = tile.w.add(at);
+                scale[p] = scales(block[p]);
+            }
+            for line in 0..BLOCK / 8 {
+                let mut levels = [_mm512_setzero_si512(); P];
+                for p in 0..P {
+                    levels[p] = _mm512_load_si512(block[p].add((1 + line) * LANES).cast());
+                }
+                for j in 0..8 {
+                    let mut w = [_mm512_setzero_ps(); P];
+                    for p in 0..P {
+                        let [d, m] = scale[p];
+                        let level = _mm512_cvtepi32_ps(_mm512_and_si512(levels[p], mask));
+                        w[p] = _mm512_fmadd_ps(d, level, m);
+                        levels[p] = _mm512_srli_epi32::<4>(levels[p]);
+                    }
+                    add_k!(tile, sums, b * BLOCK + line * 8 + j, w);
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// f32 by blocks of eight bits.
+    "avx512f" eight_bits(tile, sums) {
+        for b in 0..tile.k / BLOCK {
+            let mut block = [tile.w; P];
+            let mut scale = [[_mm512_setzero_ps(); 2]; P];
+            for p in 0..P {
+                let at = p * tile.w_stride + b * block_lines(Bits::Eight) * LANES;
+                block[p] = tile.w.add(at);
+                scale[p] = scales(block[p]);
+            }
+            for k in 0..BLOCK {
+                let mut w = [_mm512_setzero_ps(); P];
+                for p in 0..P {
+                    let [d, m] = scale[p];
+                    let levels = _mm_load_si128(block[p].add(LANES + k * LANES / 4).cast());
+                    let level = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels));
+                    w[p] = _mm512_fmadd_ps(d, level, m);
+                }
+                add_k!(tile, sums, b * BLOCK + k, w);
+            }
+        }
+    }
+}
+
+/// Blocks of a panel from `from` on to groups of 16 columns from `to` on, one a k.
+///
+/// # Safety
+/// The processor has AVX-512F; the blocks can be read, the groups written, each at the start of a cache line.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn dequantise(bits: Bits, from: *const f32, blocks: usize, to: *mut f32) {
+    let mask = _mm512_set1_epi32(15);
+    for b in 0..blocks {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = from.add(b * block_lines(bits) * LANES);
+            let to = to.add(b * BLOCK * LANES);
+            let [d, m] = scales(block);
+            let mut levels = mask;
+            for k in 0..BLOCK {
+                let level = match bits {
+                    Bits::Four => {
+                        if k % 8 == 0 {
+                            levels = _mm512_load_si512(block.add((1 + k / 8) * LANES).cast());
+                        }
+                        let level = _mm512_and_si512(levels, mask);
+                        levels = _mm512_srli_epi32::<4>(levels);
+                        level
+                    }
+                    Bits::Eight => {
+                        let levels = block.add(LANES + k * LANES / 4);
+                        _mm512_cvtepi8_epi32(_mm_load_si128(levels.cast()))
+                    }
+                };
+                let w = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(level), m);
+                _mm512_store_ps(to.add(k * LANES), w);
             }
         }
     }

@@ -5,7 +5,7 @@
 //! (scale, bias, LoRA's thin product, residual) is added in one fixed order while the sums are in
 //! registers.
 //!
-//! - `packed`: the layouts; `groups`: their memory
+//! - `packed`: the layouts, `quantised` those of matrices that stay so; `groups`: their memory
 //! - `tile`: tasks, blocks, and which kernel computes a tile
 //! - `avx512`, `avx2`, `portable`: the kernels
 //! - `thin`: the gradient of a thin factor, `uᵀ · x`
@@ -17,6 +17,7 @@ mod avx512;
 mod groups;
 mod packed;
 mod portable;
+mod quantised;
 #[cfg(test)]
 mod tests;
 mod thin;
@@ -29,6 +30,7 @@ use half::bf16;
 use self::tile::{Finish, Job, Kind};
 pub use self::{
     packed::{Format, Frozen, Packed, PackedBf16},
+    quantised::PackedBlocks,
     thin::thin_gradient,
 };
 use super::{
@@ -104,7 +106,7 @@ pub enum Store {
 /// arithmetic in f32). Equal names give equal bits.
 pub fn numerics(format: Format) -> &'static str {
     match kind(format, level()) {
-        Kind::F32 => "f32",
+        Kind::F32 | Kind::Blocks(_) => "f32",
         Kind::Dot => "bf16-dot",
         Kind::Widened => "bf16-fma",
     }
@@ -115,13 +117,13 @@ pub fn numerics(format: Format) -> &'static str {
 pub fn rows_format(format: Format) -> Format {
     match kind(format, level()) {
         Kind::Dot => Format::Bf16,
-        Kind::F32 | Kind::Widened => Format::F32,
+        Kind::F32 | Kind::Widened | Kind::Blocks(_) => Format::F32,
     }
 }
 
 fn kind(format: Format, level: Level) -> Kind {
     match format {
-        Format::F32 => Kind::F32,
+        Format::F32 | Format::Blocks => Kind::F32,
         Format::Bf16 if level == Level::Avx512Bf16 => Kind::Dot,
         Format::Bf16 => Kind::Widened,
     }
@@ -147,6 +149,7 @@ fn product_at(level: Level, x: Rows<'_>, w: &Frozen, out: &mut [f32], then: Then
     let (weights, kind) = match w {
         Frozen::F32(w) => (w.groups(), kind(Format::F32, level)),
         Frozen::Bf16(w) => (w.groups(), kind(Format::Bf16, level)),
+        Frozen::Blocks(w) => (w.groups(), Kind::Blocks(w.bits())),
     };
     multiply(
         level,
@@ -237,7 +240,7 @@ fn multiply(
     };
     match (kind, x) {
         (Kind::Dot, Rows::Bf16(x)) => go(x.as_ptr().cast()),
-        (Kind::F32 | Kind::Widened, Rows::F32(x)) => go(x.as_ptr().cast()),
+        (Kind::F32 | Kind::Widened | Kind::Blocks(_), Rows::F32(x)) => go(x.as_ptr().cast()),
         (Kind::Dot, Rows::F32(x)) => ROUNDED.with_borrow_mut(|scratch| {
             scratch.resize(x.len(), bf16::ZERO);
             convert(x, scratch, round_all);

@@ -8,6 +8,8 @@ use super::super::{
     team,
 };
 use super::groups::{Groups, Plain};
+use super::quantised::PackedBlocks;
+use crate::weights::blocks::Blocks;
 
 /// Sixteen columns of one k.
 #[derive(Clone, Copy, Debug)]
@@ -179,6 +181,10 @@ pub enum Format {
     F32,
     /// Weights rounded to bf16, rows too where [`rows_format`](super::rows_format) says so; sums in f32.
     Bf16,
+    /// Weights in the blocks that they are stored in, rows in f32: the bits of [`Format::F32`] in a sixth of
+    /// its memory. Matrices without such blocks, and those that gradients go back through, are kept in f32 and
+    /// bf16.
+    Blocks,
 }
 
 /// A frozen matrix of `inner` rows (K) and `columns` (N), packed for [`product`](super::product).
@@ -188,13 +194,15 @@ pub enum Frozen {
     F32(Packed),
     /// [`Format::Bf16`].
     Bf16(PackedBf16),
+    /// [`Format::Blocks`].
+    Blocks(PackedBlocks),
 }
 
 impl Frozen {
     /// Packs the transpose of a row-major `[columns, inner]` matrix: the product is then `x · wᵀ`.
     pub fn transposed(w: &[f32], columns: usize, inner: usize, format: Format) -> Self {
         match format {
-            Format::F32 => Self::F32(Packed::transposed(w, columns, inner)),
+            Format::F32 | Format::Blocks => Self::F32(Packed::transposed(w, columns, inner)),
             Format::Bf16 => Self::Bf16(PackedBf16::transposed(w, columns, inner)),
         }
     }
@@ -203,8 +211,13 @@ impl Frozen {
     pub fn direct(w: &[f32], inner: usize, columns: usize, format: Format) -> Self {
         match format {
             Format::F32 => Self::F32(Packed::direct(w, inner, columns)),
-            Format::Bf16 => Self::Bf16(PackedBf16::direct(w, inner, columns)),
+            Format::Bf16 | Format::Blocks => Self::Bf16(PackedBf16::direct(w, inner, columns)),
         }
+    }
+
+    /// Packs the transpose of a `[columns, inner]` matrix in blocks: the product is then `x · wᵀ`.
+    pub fn of_blocks(w: &Blocks) -> Self {
+        Self::Blocks(PackedBlocks::transposed(w))
     }
 
     /// What it is kept in.
@@ -212,6 +225,7 @@ impl Frozen {
         match self {
             Self::F32(_) => Format::F32,
             Self::Bf16(_) => Format::Bf16,
+            Self::Blocks(_) => Format::Blocks,
         }
     }
 
@@ -220,6 +234,7 @@ impl Frozen {
         match self {
             Self::F32(w) => w.inner,
             Self::Bf16(w) => w.inner,
+            Self::Blocks(w) => w.inner(),
         }
     }
 
@@ -228,6 +243,7 @@ impl Frozen {
         match self {
             Self::F32(w) => w.columns,
             Self::Bf16(w) => w.columns,
+            Self::Blocks(w) => w.columns(),
         }
     }
 
@@ -237,6 +253,7 @@ impl Frozen {
         match self {
             Self::F32(w) => w.column(n, out),
             Self::Bf16(w) => w.column(n, &mut out[..w.inner]),
+            Self::Blocks(w) => w.column(n, out),
         }
     }
 
@@ -245,6 +262,7 @@ impl Frozen {
         match self {
             Self::F32(w) => size_of_val(&*w.groups),
             Self::Bf16(w) => size_of_val(&*w.groups),
+            Self::Blocks(w) => w.bytes(),
         }
     }
 }

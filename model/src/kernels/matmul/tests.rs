@@ -1,4 +1,5 @@
 use super::{super::levels, thin::gradient_at, *};
+use crate::weights::blocks::{BLOCK, Bits, Blocks};
 
 fn values(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).max(1);
@@ -231,6 +232,76 @@ fn rows_in_bf16_and_rows_rounded_to_it_are_one() {
             product_at(level, Rows::F32(&x), &w, &mut a, Then::default());
             product_at(level, Rows::Bf16(&rounded), &w, &mut b, Then::default());
             assert_eq!(bits(&a), bits(&b));
+        }
+    }
+}
+
+/// A matrix in blocks, `[columns, inner]`, with scales of both signs and all levels.
+fn blocks(columns: usize, inner: usize, bits: Bits) -> Blocks {
+    let count = columns * inner / BLOCK;
+    let half = |v: f32| half::f16::from_f32(v);
+    let scales = values(2 * count, 31);
+    let scales = scales.chunks_exact(2).map(|s| match bits {
+        Bits::Four => [half(s[0]), half(s[1])],
+        Bits::Eight => [half(s[0] / 16.0), half::f16::ZERO],
+    });
+    let level = |v: f32| match bits {
+        Bits::Four => ((v + 0.5) * 15.99) as i8,
+        Bits::Eight => (v * 255.9).round() as i8,
+    };
+    Blocks {
+        rows: columns,
+        inner,
+        bits,
+        scales: scales.collect(),
+        levels: values(columns * inner, 32).into_iter().map(level).collect(),
+    }
+}
+
+#[test]
+fn matrices_in_blocks_give_the_bits_of_f32_at_every_level() {
+    for bits_of_a_level in [Bits::Four, Bits::Eight] {
+        // One tile and several, whole and broken panels, K in several runs.
+        for (m, k, n) in [
+            (1, 32, 5),
+            (3, 96, 48),
+            (4, 64, 200),
+            (7, 1056, 33),
+            (8, 64, 50),
+            (9, 2080, 17),
+            (100, 576, 192),
+        ] {
+            let w = blocks(n, k, bits_of_a_level);
+            let dense: Vec<f32> = (0..n * k).map(|i| w.weight(i)).collect();
+            let (packed, wide) = (
+                Frozen::of_blocks(&w),
+                Frozen::transposed(&dense, n, k, Format::F32),
+            );
+            assert_eq!((packed.inner(), packed.columns()), (k, n));
+            let extras = Extras::new(m, n);
+            let x = values(m * k, 33);
+            for level in levels() {
+                let run = |w: &Frozen| {
+                    let mut out = vec![f32::NAN; m * n];
+                    product_at(level, Rows::F32(&x), w, &mut out, extras.then_of(0, m));
+                    bits(&out)
+                };
+                assert_eq!(
+                    run(&packed),
+                    run(&wide),
+                    "{m} {k} {n} {bits_of_a_level:?} {level:?}"
+                );
+            }
+            let mut column = vec![0f32; k];
+            for c in 0..n {
+                packed.column(c, &mut column);
+                assert_eq!(bits(&column), bits(&dense[c * k..(c + 1) * k]));
+            }
+            let bytes = match bits_of_a_level {
+                Bits::Four => 20,
+                Bits::Eight => 36,
+            };
+            assert_eq!(packed.bytes(), n.div_ceil(16) * 16 * k / BLOCK * bytes);
         }
     }
 }

@@ -3,14 +3,16 @@
 //! A tile of some rows by some panels stays in registers while k runs from 0 to K in order; shapes
 //! and blocks change what is computed beside an output, never the order of its own sum.
 
-use std::mem::MaybeUninit;
+use std::{cell::RefCell, mem::MaybeUninit};
 
 use super::{
     super::{Level, math::LANES, team},
     Add, Thin, portable,
+    quantised::{self, block_lines},
 };
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+use crate::weights::blocks::{BLOCK, Bits};
 
 /// Rows of a register tile. More would not help a narrow matrix: eight sums hide a multiply-add's
 /// latency, and more rows of a long x than a cache set has ways drive each other out.
@@ -42,6 +44,8 @@ pub(super) enum Kind {
     Dot,
     /// x in f32 and w in bf16, one fused multiply-add a k.
     Widened,
+    /// x in f32 and w in blocks, one fused multiply-add a k.
+    Blocks(Bits),
 }
 
 impl Kind {
@@ -50,9 +54,13 @@ impl Kind {
         if self == Self::Dot { 2 } else { 4 }
     }
 
-    /// k's in a group of w.
-    fn step(self) -> usize {
-        if self == Self::F32 { 1 } else { 2 }
+    /// Floats that the first `k` k's of a panel take.
+    fn panel(self, k: usize) -> usize {
+        match self {
+            Self::F32 => k * LANES,
+            Self::Dot | Self::Widened => k.div_ceil(2) * LANES,
+            Self::Blocks(bits) => k / BLOCK * block_lines(bits) * LANES,
+        }
     }
 }
 
@@ -160,9 +168,12 @@ pub(super) unsafe fn run(job: &Job<'_>) {
         0 | 1 => 1,
         _ => tasks.next_multiple_of(threads).min(8 * threads),
     };
-    let row_blocks = tasks
-        .div_ceil(panels.div_ceil(unit))
-        .max(job.rows.div_ceil(BLOCK_ROWS));
+    let row_blocks = job.rows.div_ceil(BLOCK_ROWS);
+    let row_blocks = match job.kind {
+        // Each task dequantises its panels: rows are worth more together than a task more.
+        Kind::Blocks(_) => row_blocks,
+        _ => row_blocks.max(tasks.div_ceil(panels.div_ceil(unit))),
+    };
     let block = job.rows.div_ceil(row_blocks).next_multiple_of(TILE_ROWS);
     let row_blocks = job.rows.div_ceil(block);
     let run = panels
@@ -187,39 +198,64 @@ pub(super) unsafe fn run(job: &Job<'_>) {
 /// # Safety
 /// Rows and panels lie inside the job, whose pointers are valid; nobody else touches the outputs.
 unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) {
-    let (size, step) = (job.kind.size(), job.kind.step());
+    let size = job.kind.size();
     let block_k = BLOCK_BYTES / size;
-    let w_stride = job.inner.div_ceil(step) * LANES;
+    let w_stride = job.kind.panel(job.inner);
+    // Blocks that several tiles read are dequantised once for all of them.
+    let blocks = match job.kind {
+        Kind::Blocks(bits) if job.level < Level::Avx512 || rows.len() > TILE_ROWS => Some(bits),
+        _ => None,
+    };
     let mut partial = MaybeUninit::<[f32; BLOCK_ROWS * TILE_PANELS * LANES]>::uninit();
     let partial = partial.as_mut_ptr().cast::<f32>();
     // Tiles of about one height: a low one waits for its own sums.
     let tiles = rows.len().div_ceil(TILE_ROWS);
     let mut panel = panels.start;
     while panel < panels.end {
-        let width = tile_width(rows.len(), panels.end - panel);
+        let in_registers = blocks.is_none() && matches!(job.kind, Kind::Blocks(_));
+        let width = match panels.end - panel {
+            // What blocks take in registers leaves room for so many sums.
+            left if in_registers && rows.len() > WIDE_ROWS => left.min(2),
+            left if in_registers => left.min(TILE_PANELS),
+            left => tile_width(rows.len(), left),
+        };
         for k0 in (0..job.inner).step_by(block_k) {
             let k1 = job.inner.min(k0 + block_k);
             // The first tile that reads a panel would wait for it, unless the tiles before fetch it,
             // each a share. With few rows there is little to compute meanwhile, and the processor's
             // own fetching does better.
             let share = (width * w_stride / LANES).div_ceil(tiles);
-            let fetch_lines = if rows.len() >= WIDE_ROWS && k1 - k0 == job.inner {
+            let fetch_lines = if rows.len() >= WIDE_ROWS
+                && k1 - k0 == job.inner
+                && !matches!(job.kind, Kind::Blocks(_))
+            {
                 width.div_ceil(tiles).min(MOST_LINES)
             } else {
                 0
+            };
+            // SAFETY: the panels and k's are inside w.
+            let (kind, w, w_stride) = unsafe {
+                let w = job.w.add(panel * w_stride + job.kind.panel(k0));
+                match blocks {
+                    Some(bits) => {
+                        let (w, stride) = dequantised(job.level, bits, w, w_stride, width, k1 - k0);
+                        (Kind::F32, w, stride)
+                    }
+                    None => (job.kind, w, w_stride),
+                }
             };
             let mut row = rows.start;
             for tile in 0..tiles {
                 let height = (rows.end - row).div_ceil(tiles - tile);
                 let column = panel * LANES;
-                let fetch = (panel + width) * w_stride + tile * share * LANES;
+                let fetch = (panel + width) * job.kind.panel(job.inner) + tile * share * LANES;
                 // SAFETY: rows, panels and k's are inside the job; `partial` holds a block of rows
                 // by the widest tile, or four rows by a wide one.
                 unsafe {
                     let tile = Tile {
                         x: job.x.add((row * job.inner + k0) * size),
                         x_stride: job.inner * size,
-                        w: job.w.add(panel * w_stride + k0 / step * LANES),
+                        w,
                         w_stride,
                         fetch: job.w.wrapping_add(fetch),
                         fetch_lines,
@@ -235,13 +271,60 @@ unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::op
                         columns: job.columns - column,
                         finish: job.finish,
                     };
-                    run_tile(job, &tile, height, width);
+                    run_tile(job.level, kind, &tile, height, width);
                 }
                 row += height;
             }
         }
         panel += width;
     }
+}
+
+/// Sixteen floats at the start of a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Group([f32; LANES]);
+
+thread_local! {
+    /// Panels of a task, dequantised.
+    static WIDE: RefCell<Vec<Group>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `panels` panels of `k` k's in blocks, from `w` on and `stride` floats apart, as panels of f32: where they
+/// stand, and floats from one to the next. They stay until this thread asks for others.
+///
+/// # Safety
+/// The panels can be read; the level was found.
+unsafe fn dequantised(
+    level: Level,
+    bits: Bits,
+    w: *const f32,
+    stride: usize,
+    panels: usize,
+    k: usize,
+) -> (*const f32, usize) {
+    WIDE.with_borrow_mut(|wide| {
+        if wide.len() < k * panels {
+            wide.resize(k * panels, Group([0.0; LANES]));
+        }
+        let blocks = k / BLOCK;
+        for (p, wide) in wide.chunks_exact_mut(k).take(panels).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = w.add(p * stride);
+                #[cfg(target_arch = "x86_64")]
+                if level >= Level::Avx512 {
+                    avx512::dequantise(bits, from, blocks, wide.as_mut_ptr().cast());
+                    continue;
+                }
+                let _ = level;
+                let lines = std::slice::from_raw_parts(from.cast(), blocks * block_lines(bits));
+                let out = std::slice::from_raw_parts_mut(wide.as_mut_ptr().cast(), k);
+                quantised::dequantise(bits, lines, out);
+            }
+        }
+        (wide.as_ptr().cast(), k * LANES)
+    })
 }
 
 /// Panels of the next tile.
@@ -273,20 +356,33 @@ macro_rules! by_shape {
     };
 }
 
+/// The same for tiles of blocks in registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_low_shape {
+    ($kernel:path, $height:expr, $width:expr) => {
+        by_shape!($kernel, $height, $width;
+            1 x 3, 2 x 3, 3 x 3, 4 x 3,
+            1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 7 x 2, 8 x 2,
+            2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1)
+    };
+}
+
 /// # Safety
 /// The tile's rows and panels lie inside the job's.
-unsafe fn run_tile(job: &Job<'_>, tile: &Tile<'_>, height: usize, width: usize) {
+unsafe fn run_tile(level: Level, kind: Kind, tile: &Tile<'_>, height: usize, width: usize) {
     #[cfg(target_arch = "x86_64")]
-    if job.level >= Level::Avx512 {
-        let kernel: Kernel = match job.kind {
+    if level >= Level::Avx512 {
+        let kernel: Kernel = match kind {
             Kind::F32 => by_shape!(avx512::single, height, width),
             Kind::Dot => by_shape!(avx512::dot, height, width),
             Kind::Widened => by_shape!(avx512::widened, height, width),
+            Kind::Blocks(Bits::Four) => by_low_shape!(avx512::four_bits, height, width),
+            Kind::Blocks(Bits::Eight) => by_low_shape!(avx512::eight_bits, height, width),
         };
         // SAFETY: the level was found; the tile is the caller's promise.
         return unsafe { kernel(tile) };
     }
-    let (most, kernel): (usize, fn(usize) -> Kernel) = match (job.level, job.kind) {
+    let (most, kernel): (usize, fn(usize) -> Kernel) = match (level, kind) {
         #[cfg(target_arch = "x86_64")]
         (Level::Avx2, Kind::F32) => (6, avx2::single),
         #[cfg(target_arch = "x86_64")]
