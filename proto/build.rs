@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "tina/v1/common.proto",
     "tina/v1/rollouts.proto",
     "tina/v1/learning.proto",
     "tina/v1/adapters.proto",
+    "tina/v1/ranks.proto",
     "tina/v1/status.proto",
 ];
 

@@ -94,7 +94,7 @@ pub(crate) fn of_run(run_dir: &Path, given: &Credentials) -> Result<ClientOption
     credentials.client_options(url.trim())
 }
 
-fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path)
         .map_err(|error| format!("{}: can't be read: {error}", path.display()).into())
 }

@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, data, eval, learner, logprobs, reward, rollout_worker, runs,
-    sample, status, up, verify,
+    check, control, coordinator, data, eval, learner, learner_rank, logprobs, reward,
+    rollout_worker, runs, sample, status, up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -59,6 +59,8 @@ enum Command {
     #[command(name = "rollout-worker")]
     RolloutWorker(rollout_worker::Args),
     Learner(learner::Args),
+    #[command(name = "learner-rank")]
+    LearnerRank(learner_rank::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +85,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Learner(args) => {
             logging::to_stderr("info");
             block_on(learner::run(&args))
+        }
+        Command::LearnerRank(args) => {
+            logging::to_stderr("info");
+            block_on(learner_rank::run(&args))
         }
         Command::Status(args) => {
             logging::to_stderr("warn");

@@ -3,7 +3,8 @@
 //!
 //! A [`Target`] is one door: a function that takes any bytes, and some valid inputs to begin from.
 //! - [`files`]: models, tokenizers, adapters. [`texts`]: configs, data, templates, answers.
-//!   [`wire`]: messages of every stream, up to what they do to the scheduler.
+//!   [`wire`]: messages of every stream, up to what they do to the scheduler. [`ranks`]: those between
+//!   a learner's ranks.
 //! - [`mutate`]: valid inputs, broken.
 //!
 //! `tests/mutations.rs` breaks each target's inputs some thousands of times on any toolchain; the
@@ -20,6 +21,7 @@
 
 pub mod files;
 pub mod mutate;
+pub mod ranks;
 pub mod texts;
 pub mod wire;
 
@@ -70,6 +72,8 @@ targets! {
     wire::worker_commands x 20_000,
     wire::learner_commands x 20_000,
     wire::adapter_chunks x 20_000,
+    ranks::rank_commands x 20_000,
+    ranks::rank_messages x 20_000,
 }
 
 /// A place in a folder of this thread's own.

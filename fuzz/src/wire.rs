@@ -20,7 +20,7 @@ use tina_proto::{adapters::Inbox, v1};
 use tina_rollout_worker::check;
 
 /// The messages of an input, up to the first that is none.
-fn messages<M: Message + Default>(mut bytes: &[u8]) -> impl Iterator<Item = M> {
+pub(crate) fn messages<M: Message + Default>(mut bytes: &[u8]) -> impl Iterator<Item = M> {
     std::iter::from_fn(move || {
         (!bytes.is_empty())
             .then(|| M::decode_length_delimited(&mut bytes).ok())
@@ -28,7 +28,7 @@ fn messages<M: Message + Default>(mut bytes: &[u8]) -> impl Iterator<Item = M> {
     })
 }
 
-fn stream<M: Message>(messages: impl IntoIterator<Item = M>) -> Vec<u8> {
+pub(crate) fn stream<M: Message>(messages: impl IntoIterator<Item = M>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for message in messages {
         bytes.extend(message.encode_length_delimited_to_vec());

@@ -9,7 +9,7 @@ use tina_proto::v1::{
 };
 
 /// A log-prob above this can't be a probability, whatever the rounding.
-const LOGPROB_CEILING: f32 = 1e-3;
+pub(crate) const LOGPROB_CEILING: f32 = 1e-3;
 
 /// Why a batch is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -411,7 +411,7 @@ impl Assembly {
 }
 
 /// What tokens under these parameters are sampled from.
-fn distribution(params: &SamplingParams) -> Result<Distribution, String> {
+pub(crate) fn distribution(params: &SamplingParams) -> Result<Distribution, String> {
     let SamplingParams {
         temperature,
         top_p,

@@ -15,7 +15,9 @@ use crate::{
     checkpoint::{CheckpointError, CheckpointStore},
     host,
     memory::default_limit,
+    ranks::{HubCrew, Identity},
     settings::{Settings, SpecError},
+    share::Crew,
     step::Progress,
     trainer::{TrainError, Trainer},
 };
@@ -66,16 +68,23 @@ pub(crate) struct Engine {
     saved: Option<PolicyVersion>,
     /// The probe's log-probs under the version that the run goes on from.
     probe: Vec<f32>,
+    /// Other ranks, where the run has them.
+    crew: Option<HubCrew>,
 }
 
-impl Engine {
+/// The model of a run, as every rank of its learner needs it.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// With a limit of memory, whoever said it.
+    pub(crate) settings: Settings,
+    pub(crate) decoder: Arc<Decoder>,
+    pub(crate) model_digest: String,
+}
+
+impl Loaded {
     /// Opens and loads the run's model. Takes seconds.
-    pub(crate) fn load(
-        spec: RunSpec,
-        device: &str,
-        state_dir: Option<&Path>,
-    ) -> Result<Self, EngineError> {
-        let mut settings = Settings::from_spec(&spec)?;
+    pub(crate) fn open(spec: &RunSpec, device: &str) -> Result<Self, EngineError> {
+        let mut settings = Settings::from_spec(spec)?;
         let device_handle = parse_device(device)?;
         info!(source = %settings.source, device, "loading the model");
         let started = Instant::now();
@@ -100,6 +109,34 @@ impl Engine {
         if settings.train.memory.is_none() {
             settings.train.memory = default_limit(&decoder);
         }
+        Ok(Self {
+            settings,
+            decoder,
+            model_digest: model.digest,
+        })
+    }
+
+    /// What a batch, or a pass of one, is checked against.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            vocab_size: self.decoder.config().vocab_size,
+            max_sequence_tokens: self.settings.max_sequence_tokens,
+        }
+    }
+}
+
+impl Engine {
+    /// Opens and loads the run's model. Takes seconds.
+    pub(crate) fn load(
+        spec: RunSpec,
+        device: &str,
+        state_dir: Option<&Path>,
+    ) -> Result<Self, EngineError> {
+        let Loaded {
+            settings,
+            decoder,
+            model_digest,
+        } = Loaded::open(&spec, device)?;
         let folder = match state_dir {
             Some(folder) => folder.to_path_buf(),
             None => Path::new(&settings.run_dir).join("checkpoints"),
@@ -109,12 +146,22 @@ impl Engine {
             spec,
             settings,
             decoder,
-            model_digest: model.digest,
+            model_digest,
             device: device.to_owned(),
             trainer: None,
             saved: None,
             probe: Vec::new(),
+            crew: None,
         })
+    }
+
+    /// Shares its gradients out among these ranks from now on.
+    pub(crate) fn share_with(&mut self, mut crew: HubCrew) {
+        crew.identify(Identity {
+            model_digest: self.model_digest.clone(),
+            numerics: self.decoder.numerics(),
+        });
+        self.crew = Some(crew);
     }
 
     /// Whether this is the run that `spec` tells of.
@@ -214,7 +261,8 @@ impl Engine {
         let Some(trainer) = &mut self.trainer else {
             return Ok(());
         };
-        trainer.step(batch, progress)?;
+        let crew = self.crew.as_mut().map(|crew| crew as &mut dyn Crew);
+        trainer.step_with(batch, progress, crew)?;
         if trainer
             .version()
             .step

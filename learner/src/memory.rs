@@ -3,7 +3,7 @@
 
 use tina_model::{Adapter, Decoder, PassMemory, PassShape};
 
-use crate::settings::TrainSettings;
+use crate::{settings::TrainSettings, tree};
 
 /// The program itself, its threads, and what the allocator holds back.
 const PROCESS: usize = 24 << 20;
@@ -12,6 +12,11 @@ const PROCESS: usize = 24 << 20;
 /// both passes; the new one, packed for the probe; two moments, old and new; two files; and, at
 /// different times, the gradients and what is written into a file.
 const ADAPTER_COPIES: usize = 13;
+
+/// Those that stand while passes are computed: the old adapter, packed for both passes; two moments
+/// and the file; and the gradient of a pass. Sums of passes that wait for others come on top
+/// ([`tree::depth`]).
+const PASS_COPIES: usize = 7;
 
 /// Bytes that a learning step takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,17 @@ impl StepMemory {
             pass: decoder.pass_memory(shape, Some(&settings.lora)),
             adapter: floats * size_of::<f32>(),
             base: settings.loss.kl.in_loss(),
+        }
+    }
+
+    /// The same of a step of so many passes, whose sums of gradients wait for each other.
+    #[must_use]
+    pub(crate) fn with_passes(self, adapter: &Adapter, passes: usize) -> Self {
+        let copies = PASS_COPIES + tree::depth(passes);
+        let floats = copies * adapter.parameter_count() as usize;
+        Self {
+            adapter: self.adapter.max(floats * size_of::<f32>()),
+            ..self
         }
     }
 

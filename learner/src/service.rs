@@ -36,6 +36,8 @@ use self::{broadcast::Broadcasts, session::Session};
 use crate::{
     batch::{Assembly, Batch, BatchError},
     engine::{Engine, EngineError},
+    ranks::{Door, DoorError, DoorOptions, HubCrew},
+    settings::RankSettings,
     step::Progress,
     trainer::TrainError,
 };
@@ -56,6 +58,8 @@ pub struct LearnerOptions {
     pub state_dir: Option<PathBuf>,
     /// Without contact for this long the learner gives up.
     pub give_up_after: Duration,
+    /// How it listens for other ranks, where the run has them.
+    pub door: DoorOptions,
 }
 
 impl LearnerOptions {
@@ -68,6 +72,7 @@ impl LearnerOptions {
             device: "cpu".to_owned(),
             state_dir: None,
             give_up_after: Duration::from_secs(120),
+            door: DoorOptions::default(),
         }
     }
 }
@@ -81,6 +86,9 @@ pub enum LearnerError {
     /// Model, step or checkpoint failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Other ranks can't dial in.
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// The new adapter is not taken.
     #[error("the coordinator does not take the adapter: {0}")]
     Publish(#[from] TransportError),
@@ -141,13 +149,21 @@ pub async fn run(
         work: Work::Nothing,
         activity: Arc::default(),
         broadcasts: Broadcasts::default(),
+        door: None,
         last_contact: Instant::now(),
     };
-    let stopped = tokio::select! {
-        end = learner.dial_on() => end,
-        () = shutdown => Ok("asked to end".to_owned()),
+    let (stopped, run_over) = tokio::select! {
+        end = learner.dial_on() => {
+            let over = end.is_ok();
+            (end, over)
+        }
+        () = shutdown => (Ok("asked to end".to_owned()), false),
     };
     let finished = learner.finish().await;
+    // Where the run isn't over, the other ranks wait for the next learner.
+    if let (Some(door), true) = (learner.door.take(), run_over) {
+        door.close("the run has ended").await;
+    }
     let reason = stopped?;
     info!(reason, "the learner ends");
     finished
@@ -205,6 +221,7 @@ struct Learner {
     work: Work,
     activity: Arc<Activity>,
     broadcasts: Broadcasts,
+    door: Option<Door>,
     last_contact: Instant,
 }
 
@@ -342,7 +359,7 @@ impl Learner {
             match std::mem::replace(&mut self.work, Work::Nothing) {
                 Work::Idle(engine) if engine.serves(&spec) => break *engine,
                 // Of an earlier run; its memory is needed.
-                Work::Idle(_) | Work::Nothing => self.load(&spec),
+                Work::Idle(_) | Work::Nothing => self.load(&spec).await?,
                 work => {
                     self.work = work;
                     self.computed(session).await?;
@@ -366,13 +383,34 @@ impl Learner {
         session.send(Message::Ready(ready)).await
     }
 
-    fn load(&mut self, spec: &RunSpec) {
+    async fn load(&mut self, spec: &RunSpec) -> Result<(), LearnerError> {
         self.activity.set(0, 0);
+        let crew = self.open_door(spec).await?;
         let spec = spec.clone();
         let (device, state_dir) = (self.options.device.clone(), self.options.state_dir.clone());
         self.work = Work::Loading(spawn_blocking(move || {
-            Engine::load(spec, &device, state_dir.as_deref())
+            let mut engine = Engine::load(spec, &device, state_dir.as_deref())?;
+            if let Some(crew) = crew {
+                engine.share_with(crew);
+            }
+            Ok(engine)
         }));
+        Ok(())
+    }
+
+    /// Lets other ranks of this run dial in, where it has them; the ranks of an earlier run go.
+    async fn open_door(&mut self, spec: &RunSpec) -> Result<Option<HubCrew>, LearnerError> {
+        if let Some(door) = self.door.take() {
+            door.close("another run has begun").await;
+        }
+        let shared = RankSettings::of_spec(spec).map_err(EngineError::from)?;
+        if shared.ranks < 2 {
+            return Ok(None);
+        }
+        let (options, token) = (&self.options.door, &self.options.coordinator.token);
+        let (door, crew) = Door::open(options, token.as_deref(), spec, shared).await?;
+        self.door = Some(door);
+        Ok(Some(crew))
     }
 
     /// Trains, checkpoints, publishes, and sends the result.

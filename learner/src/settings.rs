@@ -1,5 +1,7 @@
 //! The run's specification as the learner uses it: parsed once, every value checked.
 
+use std::time::Duration;
+
 use tina_model::{Dtype, LoraConfig, LoraModule, ModelSource};
 use tina_proto::v1::{AlgorithmSpec, LearnerSpec, LoraSpec, RunSpec};
 
@@ -75,6 +77,19 @@ pub struct TrainSettings {
     pub probe: Vec<u32>,
 }
 
+/// Ranks of one learner at most.
+const MOST_RANKS: u32 = 256;
+
+/// How a step is shared out among processes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankSettings {
+    /// Processes that compute a step's gradient, the learner itself among them.
+    pub ranks: u32,
+    /// How long another rank is waited for, beyond what the learner's own share took, and as long
+    /// again.
+    pub timeout: Duration,
+}
+
 /// The whole specification.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -90,6 +105,8 @@ pub struct Settings {
     pub max_sequence_tokens: usize,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// How a step is shared out.
+    pub ranks: RankSettings,
     /// What the training step is made of.
     pub train: TrainSettings,
 }
@@ -124,8 +141,26 @@ impl Settings {
                 spec.max_sequence_tokens.into(),
             )? as usize,
             checkpoint_every: at_least_one("learner.checkpoint_every", learner.checkpoint_every)?,
+            ranks: RankSettings::new(learner)?,
             train: TrainSettings::new(spec, lora, algorithm, learner)?,
         })
+    }
+}
+
+impl RankSettings {
+    fn new(learner: &LearnerSpec) -> Result<Self, SpecError> {
+        let most = f64::from(MOST_RANKS);
+        within("learner.ranks", learner.ranks.into(), 0.0, most)?;
+        let seconds = within("learner.rank_timeout_s", learner.rank_timeout_s, 0.0, 1e9)?;
+        Ok(Self {
+            ranks: learner.ranks.max(1),
+            timeout: Duration::from_secs_f64(seconds),
+        })
+    }
+
+    /// Of a specification of which nothing else is looked at.
+    pub fn of_spec(spec: &RunSpec) -> Result<Self, SpecError> {
+        Self::new(&spec.learner.clone().unwrap_or_default())
     }
 }
 
@@ -292,6 +327,8 @@ mod tests {
                 micro_batch_tokens: 4096,
                 checkpoint_every: 1,
                 memory_bytes: Some(5000),
+                ranks: 2,
+                rank_timeout_s: 30.0,
             }),
             probe_tokens: vec![1, 2, 3],
             max_sequence_tokens: 64,
@@ -329,12 +366,14 @@ mod tests {
             (settings.max_sequence_tokens, settings.checkpoint_every),
             (64, 1)
         );
+        assert_eq!(settings.ranks.ranks, 2);
+        assert_eq!(settings.ranks.timeout, Duration::from_secs(30));
     }
 
     #[test]
     fn a_value_that_cannot_be_is_named() {
         type Spoil = fn(&mut RunSpec);
-        let cases: [(&str, Spoil); 16] = [
+        let cases: [(&str, Spoil); 18] = [
             ("model:", |s| s.model = None),
             ("model.source", |s| {
                 s.model.as_mut().unwrap().source = "hf:".to_owned()
@@ -372,6 +411,12 @@ mod tests {
             }),
             ("learner.lr", |s| s.learner.as_mut().unwrap().lr = f64::NAN),
             ("learner.beta1", |s| s.learner.as_mut().unwrap().beta1 = 1.0),
+            ("learner.ranks", |s| {
+                s.learner.as_mut().unwrap().ranks = 1000
+            }),
+            ("learner.rank_timeout_s", |s| {
+                s.learner.as_mut().unwrap().rank_timeout_s = f64::INFINITY
+            }),
             ("probe_tokens", |s| s.probe_tokens.truncate(1)),
         ];
         for (key, spoil) in cases {

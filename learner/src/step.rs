@@ -6,18 +6,16 @@ use std::{
 };
 
 use candle_core::Tensor;
-use tina_model::{
-    Adapter, Decoder, Distribution, Dropout, ForwardOptions, Keep, PackedRows, PassShape, Target,
-    TokenLogProb,
-};
+use tina_model::{Adapter, Decoder, Dropout};
 
 use crate::{
     advantage::advantages,
     batch::Batch,
-    loss::{Kl, Loss, LossStats, Normaliser, Terms},
-    memory::StepMemory,
-    micro_batch::{GroupShape, MicroBatch, cut},
+    loss::{Kl, LossStats, Normaliser},
+    micro_batch::{GroupShape, cut},
+    pass::{Computer, Pass, base_log_probs},
     settings::TrainSettings,
+    share::{self, AdapterFile, Crew},
     trainer::TrainError,
 };
 
@@ -48,11 +46,16 @@ impl Progress {
         self.total.store(total as u32, Ordering::Relaxed);
     }
 
-    fn add(&self, completions: usize) {
+    pub(crate) fn add(&self, completions: usize) {
         self.done.fetch_add(completions as u32, Ordering::Relaxed);
     }
 
-    fn is_cancelled(&self) -> bool {
+    /// Completions that must be computed again: who had them is lost.
+    pub(crate) fn take_back(&self, completions: usize) {
+        self.done.fetch_sub(completions as u32, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
@@ -78,28 +81,7 @@ pub(crate) struct BatchGradient {
 
 /// A batch made ready: who is in the loss, with which advantage, in which pass.
 pub(crate) struct Work<'a> {
-    batch: &'a Batch,
-    advantages: Vec<Vec<f64>>,
-    normaliser: Normaliser,
-    passes: Vec<Pass>,
-}
-
-struct Pass {
-    cut: MicroBatch,
-    /// Log-probs under the base model, once they are computed.
-    base: Option<Vec<f32>>,
-    /// Log-probs under the adapter that the step starts from, once they are computed.
-    start: Option<Vec<f32>>,
-}
-
-impl Pass {
-    fn new(cut: MicroBatch) -> Self {
-        Self {
-            cut,
-            base: None,
-            start: None,
-        }
-    }
+    passes: Vec<Pass<'a>>,
 }
 
 /// What is taken off the reward of every completion, group by group, where the divergence from the
@@ -126,19 +108,20 @@ pub(crate) fn penalties(
             return Err(TrainError::Cancelled);
         }
         let started = Instant::now();
-        let packed = Packed::new(batch, &cut);
-        let scored = packed.forward(decoder, None, &ForwardOptions::default())?.1;
-        let mut rest = &scored[..];
-        for &(group, sample) in &packed.completions {
+        let pass = Pass::new(batch, &cut, |_, _| (0.0, 0.0));
+        let (base, rows) = base_log_probs(decoder, &pass)?;
+        let mut rest = &base[..];
+        let parts = cut.parts.iter();
+        let all = parts.flat_map(|part| part.samples.iter().map(|sample| (part.group, *sample)));
+        for (group, sample) in all {
             let sampled = &batch.groups[group].samples[sample].logprobs;
             let (own, after) = rest.split_at(sampled.len());
             rest = after;
-            let base: Vec<f32> = own.iter().map(|token| token.logprob).collect();
-            penalties[group][sample] = kl.beta * kl.estimator.of_completion(&base, sampled);
+            penalties[group][sample] = kl.beta * kl.estimator.of_completion(own, sampled);
         }
         // A pass over a batch takes its time, and who gets nowhere for long is told to end.
-        progress.add(packed.completions.len());
-        cost.rows_forwarded += packed.rows.len() as u64;
+        progress.add(pass.completions().count());
+        cost.rows_forwarded += rows;
         cost.seconds_forward += started.elapsed().as_secs_f64();
     }
     Ok(penalties)
@@ -207,190 +190,65 @@ impl<'a> Work<'a> {
                 in_loss(sample) && (own[s] != 0.0 || settings.loss.kl.in_loss())
             }));
         }
-        let passes = cut(&shapes, settings.micro_batch_tokens);
-        let passes = passes.into_iter().map(Pass::new).collect();
+        let aggregation = settings.loss.aggregation;
+        let scored = |group: usize, sample: usize| {
+            let tokens = batch.groups[group].samples[sample].tokens.len();
+            let weight = normaliser.token_weight(aggregation, group, tokens);
+            (advantages[group][sample], weight)
+        };
+        let cuts = cut(&shapes, settings.micro_batch_tokens);
+        let passes = cuts.iter().map(|cut| Pass::new(batch, cut, &scored));
         Self {
-            batch,
-            advantages,
-            normaliser,
-            passes,
+            passes: passes.collect(),
         }
     }
 
     /// Completions that go through a pass.
     pub(crate) fn completions(&self) -> usize {
-        let parts = self.passes.iter().flat_map(|pass| &pass.cut.parts);
-        parts.map(|part| part.samples.len()).sum()
+        let passes = self.passes.iter();
+        passes.map(|pass| pass.completions().count()).sum()
     }
 
-    /// Loss and gradient of the whole batch under `adapter`, accumulated in one fixed order.
+    /// Loss and gradient of the whole batch under `adapter`. Passes are added up in the order of
+    /// [`crate::tree`], by this process and the ranks of `crew`, to which `adapter` goes as that file.
     pub(crate) fn gradient(
         &mut self,
         decoder: &Decoder,
         settings: &TrainSettings,
         adapter: &Adapter,
         dropout: Option<Dropout>,
+        crew: Option<(&mut dyn Crew, &AdapterFile)>,
         progress: &Progress,
         cost: &mut Cost,
     ) -> Result<BatchGradient, TrainError> {
-        let mut sums = decoder.gradients();
-        let mut stats = LossStats::default();
-        let mut entropy = 0.0;
-        let mut completions = 0;
-        let Self {
-            batch,
-            advantages,
-            normaliser,
-            passes,
-        } = self;
-        let most_rows = passes.iter().map(|pass| pass.cut.rows).max().unwrap_or(0);
-        for pass in passes {
-            if progress.is_cancelled() {
-                return Err(TrainError::Cancelled);
-            }
-            let started = Instant::now();
-            let packed = Packed::new(batch, &pass.cut);
-            if settings.loss.kl.in_loss() && pass.base.is_none() {
-                let scored = packed.forward(decoder, None, &ForwardOptions::default())?.1;
-                pass.base = Some(scored.iter().map(|token| token.logprob).collect());
-                cost.rows_forwarded += packed.rows.len() as u64;
-            }
-            let keep = packed.keep(decoder, adapter, settings, most_rows);
-            let options = ForwardOptions { keep, dropout };
-            let (tape, scored) = packed.forward(decoder, Some(adapter), &options)?;
-            cost.rows_forwarded += packed.rows.len() as u64;
-            entropy += scored
-                .iter()
-                .map(|token| f64::from(token.entropy))
-                .sum::<f64>();
-            let new: Vec<f32> = scored.iter().map(|token| token.logprob).collect();
-            let start = pass.start.get_or_insert_with(|| new.clone());
-            let slopes = packed.loss(
-                &settings.loss,
-                (advantages, normaliser),
-                &new,
-                start,
-                pass.base.as_deref(),
-                &mut stats,
-            );
-            let forwarded = Instant::now();
-            decoder.backward(tape, &slopes, adapter, &mut sums)?;
-            decoder.device().synchronize()?;
-            completions += packed.completions.len() as u32;
-            progress.add(packed.completions.len());
-            cost.seconds_forward += (forwarded - started).as_secs_f64();
-            cost.seconds_backward += forwarded.elapsed().as_secs_f64();
-        }
-        Ok(BatchGradient {
-            gradients: sums.into_tensors(adapter)?,
-            stats,
-            entropy,
-            completions,
-        })
-    }
-}
-
-/// The rows of one pass, and where in them each completion's tokens are predicted.
-struct Packed<'a> {
-    batch: &'a Batch,
-    rows: PackedRows,
-    targets: Vec<Target>,
-    /// Group and sample of each completion, in the order of `targets`.
-    completions: Vec<(usize, usize)>,
-    dist: Distribution,
-}
-
-impl<'a> Packed<'a> {
-    fn new(batch: &'a Batch, cut: &MicroBatch) -> Self {
-        let mut rows = PackedRows::new();
-        let mut targets = Vec::new();
-        let mut completions = Vec::new();
-        for part in &cut.parts {
-            let group = &batch.groups[part.group];
-            let tokens: Vec<&[u32]> = part
-                .samples
-                .iter()
-                .map(|s| group.samples[*s].tokens.as_slice())
-                .collect();
-            // Names each completion for dropout, whichever pass it is in.
-            let key = (part.group as u64) << 32 | part.offset as u64;
-            targets.extend(rows.push_group(key, &group.prompt, &tokens).concat());
-            completions.extend(part.samples.iter().map(|sample| (part.group, *sample)));
-        }
-        // A pass holds groups of one distribution.
-        let dist = cut.parts.first().map_or(Distribution::FULL, |part| {
-            batch.groups[part.group].distribution
-        });
-        Self {
-            batch,
-            rows,
-            targets,
-            completions,
-            dist,
-        }
-    }
-
-    /// What the forward pass keeps; `most_rows`: of any of the step's passes, since memory that a
-    /// larger pass worked in stays.
-    fn keep(
-        &self,
-        decoder: &Decoder,
-        adapter: &Adapter,
-        settings: &TrainSettings,
-        most_rows: usize,
-    ) -> Keep {
-        let shape = PassShape::of(&self.rows, self.targets.len());
-        let largest = PassShape {
-            rows: most_rows,
-            targets: most_rows,
-            ..shape
+        let computer = Computer {
+            decoder,
+            settings,
+            adapter,
+            dropout,
+            most_rows: self.passes.iter().map(Pass::rows).max().unwrap_or(0),
+            passes: self.passes.len(),
         };
-        let own = StepMemory::new(decoder, adapter, settings, &shape);
-        let bytes = StepMemory {
-            pass: own
-                .pass
-                .beside(&decoder.pass_memory(&largest, Some(&settings.lora))),
-            ..own
+        let (gradients, outcomes) = share::gradient(&computer, &self.passes, crew, progress)?;
+        let mut found = BatchGradient {
+            gradients: None,
+            stats: LossStats::default(),
+            entropy: 0.0,
+            completions: self.completions() as u32,
+        };
+        // In the order of the passes, whoever computed them.
+        for (pass, outcome) in self.passes.iter_mut().zip(outcomes) {
+            found.stats.add(&outcome.stats);
+            found.entropy += outcome.entropy;
+            cost.rows_forwarded += outcome.rows;
+            cost.seconds_forward += outcome.seconds_forward;
+            cost.seconds_backward += outcome.seconds_backward;
+            pass.start.get_or_insert(outcome.new);
+            pass.base = pass.base.take().or(outcome.base);
         }
-        .for_activations(settings.memory);
-        Keep::Activations { bytes }
-    }
-
-    fn forward(
-        &self,
-        decoder: &Decoder,
-        adapter: Option<&Adapter>,
-        options: &ForwardOptions,
-    ) -> Result<(tina_model::Tape, Vec<TokenLogProb>), TrainError> {
-        let mut tape = decoder.forward(&self.rows, adapter, options)?;
-        let scored = decoder.log_probs(&mut tape, &self.targets, &self.dist)?;
-        Ok((tape, scored))
-    }
-
-    /// d loss / d log-prob of every target; log-probs are those of the targets in order.
-    fn loss(
-        &self,
-        loss: &Loss,
-        (advantages, normaliser): (&[Vec<f64>], &Normaliser),
-        new: &[f32],
-        start: &[f32],
-        base: Option<&[f32]>,
-        stats: &mut LossStats,
-    ) -> Vec<f32> {
-        let mut slopes = Vec::with_capacity(new.len());
-        for &(group, sample) in &self.completions {
-            let sampled = &self.batch.groups[group].samples[sample].logprobs;
-            let span = slopes.len()..slopes.len() + sampled.len();
-            let terms = Terms {
-                group,
-                advantage: advantages[group][sample],
-                sampled,
-                start: &start[span.clone()],
-                new: &new[span.clone()],
-                base: base.map(|base| &base[span]),
-            };
-            slopes.extend(loss.completion(&terms, normaliser, stats));
+        if let Some(gradients) = gradients {
+            found.gradients = gradients.into_tensors(adapter)?;
         }
-        slopes
+        Ok(found)
     }
 }

@@ -1,12 +1,12 @@
 //! A tiny random model and made-up batches for this crate's tests.
 
-use std::sync::Arc;
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use tina_model::{
     Adapter, Decoder, Distribution, LoadOptions, LoraConfig, LoraModule, MapWeights, ModelConfig,
 };
-use tina_proto::v1::PolicyVersion;
+use tina_proto::v1::{AlgorithmSpec, LearnerSpec, LoraSpec, ModelSpec, PolicyVersion, RunSpec};
 
 use crate::{
     adamw::AdamWConfig,
@@ -32,6 +32,82 @@ pub(crate) fn decoder() -> Arc<Decoder> {
     let weights = MapWeights::random(&config, 5).unwrap();
     let options = LoadOptions::new(Device::Cpu, true);
     Arc::new(Decoder::load(&config, &weights, &options).unwrap())
+}
+
+/// A folder with the model of [`decoder`].
+pub(crate) fn write_model(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    let json = model_config_json();
+    let config = ModelConfig::from_hf_json(&json).unwrap();
+    let weights = MapWeights::random(&config, 5).unwrap();
+    let vocab: HashMap<String, usize> = (0..config.vocab_size)
+        .map(|id| (format!("<{id}>"), id))
+        .collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<0>"},
+    });
+    fs::write(folder.join("config.json"), json).unwrap();
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let weights: HashMap<String, candle_core::Tensor> = weights.0.into_iter().collect();
+    candle_core::safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
+}
+
+/// The specification of a run of the model in `folder/model`, with these settings; the loss is GRPO.
+pub(crate) fn run_spec(folder: &Path, train: &TrainSettings) -> RunSpec {
+    let loss = &train.loss;
+    RunSpec {
+        run_id: "run".to_owned(),
+        seed: train.seed,
+        model: Some(ModelSpec {
+            source: folder.join("model").display().to_string(),
+            dtype: "auto".to_owned(),
+        }),
+        lora: Some(LoraSpec {
+            rank: train.lora.rank as u32,
+            alpha: train.lora.alpha,
+            dropout: train.lora.dropout,
+            rslora: train.lora.rslora,
+            target_modules: train
+                .lora
+                .target_modules
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }),
+        algorithm: Some(AlgorithmSpec {
+            loss: "grpo".to_owned(),
+            clip_low: Some(loss.clip.low),
+            clip_high: Some(loss.clip.high),
+            kl_beta: loss.kl.beta,
+            iterations: train.iterations,
+            mask_truncated: train.mask_truncated,
+            advantage: train.advantage.to_string(),
+            max_completion_tokens: train.max_completion_tokens as u32,
+            ..AlgorithmSpec::default()
+        }),
+        learner: Some(LearnerSpec {
+            lr: train.schedule.lr,
+            min_lr_ratio: train.schedule.min_lr_ratio,
+            warmup_steps: train.schedule.warmup_steps,
+            schedule_steps: train.schedule.schedule_steps,
+            beta1: train.optimiser.beta1,
+            beta2: train.optimiser.beta2,
+            eps: train.optimiser.eps,
+            weight_decay: train.optimiser.weight_decay,
+            max_grad_norm: train.max_grad_norm,
+            micro_batch_tokens: train.micro_batch_tokens as u32,
+            checkpoint_every: 1,
+            memory_bytes: None,
+            ranks: 1,
+            rank_timeout_s: 30.0,
+        }),
+        probe_tokens: train.probe.clone(),
+        max_sequence_tokens: 64,
+        run_dir: folder.join("run").display().to_string(),
+        ..Default::default()
+    }
 }
 
 pub(crate) fn settings() -> TrainSettings {

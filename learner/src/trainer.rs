@@ -16,6 +16,7 @@ use crate::{
     memory::StepMemory,
     moments, seed,
     settings::TrainSettings,
+    share::{AdapterFile, Crew},
     step::{BatchGradient, Cost, Progress, Work, penalised_kl, penalties},
 };
 
@@ -47,6 +48,9 @@ pub enum TrainError {
         /// What doesn't fit.
         problem: String,
     },
+    /// The learner's ranks between them left something out.
+    #[error("a step shared among ranks came to nothing: {0}")]
+    Ranks(String),
     /// Called off through [`Progress::cancel`].
     #[error("the step was called off")]
     Cancelled,
@@ -221,6 +225,16 @@ impl Trainer {
 
     /// One step on `batch`, which [`crate::batch::Assembly`] has checked against this version.
     pub fn step(&mut self, batch: &Batch, progress: &Progress) -> Result<StepResult, TrainError> {
+        self.step_with(batch, progress, None)
+    }
+
+    /// [`Trainer::step`], to the same bytes, where other ranks may compute parts of the gradient.
+    pub(crate) fn step_with(
+        &mut self,
+        batch: &Batch,
+        progress: &Progress,
+        mut crew: Option<&mut dyn Crew>,
+    ) -> Result<StepResult, TrainError> {
         let started = Instant::now();
         let settings = &self.settings;
         let index = self.version.step;
@@ -234,16 +248,32 @@ impl Trainer {
         let mut seconds_optimizer = 0.0;
         let mut passes = Vec::new();
         let mut skipped = false;
+        let mut file = AdapterFile {
+            version: self.version.clone(),
+            bytes: self.bytes.clone(),
+        };
         for iteration in 0..settings.iterations {
             let dropout = (settings.lora.dropout > 0.0).then(|| Dropout {
                 p: settings.lora.dropout,
                 seed: seed::dropout(settings.seed, index, iteration),
             });
+            if iteration > 0 && crew.is_some() {
+                file.bytes = adapter.to_safetensors()?.into();
+                file.version = PolicyVersion::of_bytes(index, &file.bytes);
+            }
+            let crew = match &mut crew {
+                Some(crew) => {
+                    let crew: &mut dyn Crew = &mut **crew;
+                    Some((crew, &file))
+                }
+                None => None,
+            };
             let mut pass = work.gradient(
                 &self.decoder,
                 settings,
                 &adapter,
                 dropout,
+                crew,
                 progress,
                 &mut cost,
             )?;

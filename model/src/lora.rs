@@ -64,7 +64,7 @@ impl LoraModule {
     }
 
     /// (inner, outer): the widths that it maps from and to.
-    pub(crate) fn widths(self, model: &ModelConfig) -> (usize, usize) {
+    pub fn widths(self, model: &ModelConfig) -> (usize, usize) {
         let q = model.heads * model.head_dim;
         let kv = model.kv_heads * model.head_dim;
         match self {

@@ -78,7 +78,11 @@ pub(crate) struct Scored {
     pub(crate) dist: Distribution,
 }
 
-/// Gradients of an adapter's parameters, f32, summed over passes in the order that these come.
+/// Gradients of an adapter's parameters, f32, summed over passes.
+///
+/// Sums of floats depend on their order. [`Decoder::backward`] adds passes in the order that they
+/// come; whoever wants another order gives each pass [`Gradients`] of its own and joins them by
+/// [`Gradients::add`].
 #[derive(Debug)]
 pub struct Gradients(Sums);
 
@@ -89,6 +93,49 @@ enum Sums {
 }
 
 impl Gradients {
+    /// Adds `other`, element by element, each sum rounded once: `a.add(b)` and `b.add(a)` are the
+    /// same bits.
+    ///
+    /// # Errors
+    /// When `other` is not of the same adapter and kind of decoder.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        match (&mut self.0, other.0) {
+            (Sums::Host(own), Sums::Host(other)) => {
+                if own.is_empty() {
+                    *own = other;
+                    return Ok(());
+                }
+                LayerGradients::add(own, &other)
+            }
+            (Sums::Composed(own), Sums::Composed(other)) => {
+                *own = match (own.take(), other) {
+                    (Some(own), Some(other)) => Some(added(&own, &other)?),
+                    (own, other) => own.or(other),
+                };
+                Ok(())
+            }
+            _ => Err(another()),
+        }
+    }
+
+    /// All values in one row, in the order in which this kind of decoder keeps them: the same for
+    /// all decoders of one [`Decoder::numerics`]. Empty when no pass has added to them.
+    ///
+    /// # Errors
+    /// When the device can't be read.
+    pub fn to_values(&self) -> Result<Vec<f32>> {
+        match &self.0 {
+            Sums::Host(layers) => Ok(LayerGradients::to_values(layers)),
+            Sums::Composed(tensors) => {
+                let mut values = Vec::new();
+                for tensor in tensors.iter().flatten() {
+                    values.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
+                }
+                Ok(values)
+            }
+        }
+    }
+
     /// The sums, in the order of [`Adapter::parameters`]; `None` when no pass has added to them.
     ///
     /// # Errors
@@ -196,6 +243,38 @@ impl Decoder {
         })
     }
 
+    /// What [`Gradients::to_values`] gave on a decoder of the same numerics.
+    ///
+    /// # Errors
+    /// When there is not one value a parameter of `adapter`.
+    pub fn gradients_of(&self, adapter: &Adapter, values: &[f32]) -> Result<Gradients> {
+        let parameters = adapter.parameter_count();
+        if values.len() as u64 != parameters {
+            return Err(ModelError::OutOfRange(format!(
+                "a gradient of {} values, for {parameters} parameters",
+                values.len()
+            )));
+        }
+        Ok(Gradients(match &self.body {
+            Body::Host(_) => {
+                let mut layers = LayerGradients::zeros(adapter);
+                LayerGradients::fill(&mut layers, values);
+                Sums::Host(layers)
+            }
+            Body::Composed(_) => {
+                let mut rest = values;
+                let mut tensors = Vec::new();
+                for parameter in adapter.parameters() {
+                    let (own, after) = rest.split_at(parameter.elem_count());
+                    rest = after;
+                    let (shape, device) = (parameter.shape(), self.device());
+                    tensors.push(Tensor::from_slice(own, shape, device)?);
+                }
+                Sums::Composed(Some(tensors))
+            }
+        }))
+    }
+
     /// Adds the gradient of Σ slopes\[i\] · log_prob(targets\[i\]) with respect to the adapter's
     /// parameters to `gradients`; the targets are those of the tape's last [`Decoder::log_probs`].
     /// Frozen weights get none.
@@ -225,12 +304,7 @@ impl Decoder {
                 let found = model.backward(tape, &d, adapter)?;
                 *sums = Some(match sums.take() {
                     None => found,
-                    Some(sums) => {
-                        let pairs = sums.iter().zip(&found);
-                        pairs
-                            .map(|(a, b)| a + b)
-                            .collect::<candle_core::Result<_>>()?
-                    }
+                    Some(own) => added(&own, &found)?,
                 });
                 Ok(())
             }
@@ -291,6 +365,16 @@ fn check_scored<S>(
         )));
     }
     Ok(scored)
+}
+
+fn added(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
+    if a.len() != b.len() {
+        return Err(another());
+    }
+    let pairs = a.iter().zip(b);
+    Ok(pairs
+        .map(|(a, b)| a + b)
+        .collect::<candle_core::Result<_>>()?)
 }
 
 fn another() -> ModelError {

@@ -11,7 +11,8 @@ use tonic::{
 
 use crate::v1::{
     adapters_client::AdaptersClient, control_client::ControlClient,
-    learning_client::LearningClient, rollouts_client::RolloutsClient, status_client::StatusClient,
+    learning_client::LearningClient, ranks_client::RanksClient, rollouts_client::RolloutsClient,
+    status_client::StatusClient,
 };
 
 /// The largest message that either end takes. Adapters travel in chunks far below it.
@@ -223,6 +224,13 @@ pub fn rollouts_client(channel: Channel, auth: AuthInterceptor) -> RolloutsClien
 /// For learners.
 pub fn learning_client(channel: Channel, auth: AuthInterceptor) -> LearningClient<AuthChannel> {
     LearningClient::with_interceptor(channel, auth)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// For the learner's other ranks, which dial in to the learner.
+pub fn ranks_client(channel: Channel, auth: AuthInterceptor) -> RanksClient<AuthChannel> {
+    RanksClient::with_interceptor(channel, auth)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
-use tina_learner::LearnerOptions;
+use tina_learner::{LearnerOptions, ranks::DoorOptions};
 
-use crate::{Failure, connection::Join, shutdown};
+use crate::{
+    Failure,
+    connection::{Join, read_pem},
+    shutdown,
+};
 
 /// Join a run as its learner, from any machine
 #[derive(Debug, clap::Args)]
@@ -14,6 +18,19 @@ pub(crate) struct Args {
     /// Folder for checkpoints [default: the run's folder, where this machine has it]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Where to listen for other ranks, in a run with learner.ranks above 1; port 0: any free one.
+    /// Beyond loopback a token and TLS are demanded.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    ranks_listen: String,
+    /// Certificate chain (PEM) that other ranks are shown; makes their calls TLS
+    #[arg(long, value_name = "FILE", requires = "ranks_key")]
+    ranks_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "ranks_cert")]
+    ranks_key: Option<PathBuf>,
+    /// Listen for other ranks beyond loopback without TLS, on a network that you trust
+    #[arg(long)]
+    ranks_insecure: bool,
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
@@ -21,5 +38,13 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let mut options = LearnerOptions::new(join.client_options()?, join.id("learner"));
     options.device.clone_from(&join.device);
     options.state_dir.clone_from(&args.state_dir);
+    options.door = DoorOptions {
+        listen: args.ranks_listen.clone(),
+        tls: match (&args.ranks_cert, &args.ranks_key) {
+            (Some(cert), Some(key)) => Some((read_pem(cert)?, read_pem(key)?)),
+            _ => None,
+        },
+        insecure: args.ranks_insecure,
+    };
     Ok(tina_learner::run(options, shutdown::requested(join.exit_with_parent)).await?)
 }

@@ -6,6 +6,7 @@ pub(crate) mod coordinator;
 pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod learner;
+pub(crate) mod learner_rank;
 pub(crate) mod logprobs;
 pub(crate) mod report;
 pub(crate) mod reward;

@@ -25,6 +25,8 @@ const MAX_STALENESS: u64 = 64;
 pub(crate) const MAX_STOPS: usize = 64;
 /// Bytes of a stop string.
 const MAX_STOP_BYTES: usize = 1024;
+/// Ranks of one learner.
+const MAX_RANKS: u32 = 256;
 /// Time between heartbeats, in ms; workers and learner beat no faster.
 const MIN_HEARTBEAT_MS: u32 = 100;
 
@@ -199,6 +201,24 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         one_or_more,
     );
     check(
+        "learner.ranks",
+        (1..=MAX_RANKS).contains(&learner.ranks),
+        &format!("must be between 1 and {MAX_RANKS}"),
+    );
+    check(
+        "learner.rank_devices",
+        learner
+            .rank_devices
+            .as_ref()
+            .is_none_or(|devices| devices.len() < learner.ranks.max(1) as usize),
+        "must be fewer than learner.ranks: the learner itself is one of these",
+    );
+    check(
+        "learner.rank_timeout_s",
+        learner.rank_timeout_s > 0.0 && learner.rank_timeout_s <= 1e9,
+        positive,
+    );
+    check(
         "learner.schedule_steps",
         learner.schedule_steps != Some(0),
         one_or_more,
@@ -266,8 +286,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         config.eval_problems() <= config.data.held_out,
         "must not be more than data.held_out: these are the problems that training never sees",
     );
+    let ranks = learner.rank_devices.iter().flatten();
+    let ranks = ranks.map(|device| ("learner.rank_devices".to_owned(), device));
     let devices = [("learner.device".to_owned(), &learner.device)]
         .into_iter()
+        .chain(ranks)
         .chain(
             config
                 .rollout
@@ -439,9 +462,18 @@ fn check_doors(config: &RunConfig, reader: &mut Reader) {
         };
         reader.complain_at(there, format!("needs {missing} beside it"));
     }
-    let Ok(listen) = cluster.listen.parse::<SocketAddr>() else {
+    check_door(config, "cluster.listen", &cluster.listen, reader);
+    if config.learner.ranks > 1 {
+        let listen = &config.learner.ranks_listen;
+        check_door(config, "learner.ranks_listen", listen, reader);
+    }
+}
+
+fn check_door(config: &RunConfig, key: &str, listen: &str, reader: &mut Reader) {
+    let cluster = &config.cluster;
+    let Ok(listen) = listen.parse::<SocketAddr>() else {
         reader.complain_at(
-            "cluster.listen",
+            key,
             "must be an IP address and a port, e.g. 127.0.0.1:7461 or [::1]:0".to_owned(),
         );
         return;
@@ -452,7 +484,7 @@ fn check_doors(config: &RunConfig, reader: &mut Reader) {
     let token = cluster.token_file.is_some() || std::env::var_os(TOKEN_VARIABLE).is_some();
     if !token {
         reader.complain_at(
-            "cluster.listen",
+            key,
             format!(
                 "{listen} can be reached from other machines, and there is no token: set \
                  cluster.token_file or {TOKEN_VARIABLE}, or listen on 127.0.0.1"
@@ -461,7 +493,7 @@ fn check_doors(config: &RunConfig, reader: &mut Reader) {
     }
     if cluster.tls_cert.is_none() && !cluster.insecure {
         reader.complain_at(
-            "cluster.listen",
+            key,
             format!(
                 "{listen} can be reached from other machines, and there is no TLS: set \
                  cluster.tls_cert and cluster.tls_key, or cluster.insecure = true on a network \

@@ -555,6 +555,21 @@ section! {
         /// A checkpoint every so many steps.
         #[unit = "steps"]
         checkpoint_every: u64 = 1;
+        /// Processes that compute a step's gradient together, the learner (rank 0) among them: to the
+        /// same bits as one alone, where all compute alike. Ranks that are not there cost time only.
+        #[unit = "processes"]
+        ranks: u32 = 1;
+        /// Devices of the ranks beside the learner that are started on this machine; fewer than that,
+        /// or `[]`: the others are started by hand (`tina learner-rank`). Unset: all of them, on the
+        /// CPU or on the GPUs after learner.device.
+        rank_devices: Option<Vec<String>> = None;
+        /// Address and port at which the learner that is started here listens for other ranks; port 0:
+        /// any free one. Beyond loopback a token and TLS are demanded.
+        ranks_listen: String = String::from("127.0.0.1:0");
+        /// The learner, done with its own share of a step, waits for another rank as long as that
+        /// share took, and so much longer; then it computes that rank's share itself.
+        #[unit = "s"]
+        rank_timeout_s: f64 = 60.0;
     }
 }
 

@@ -62,6 +62,8 @@ impl RunConfig {
                 micro_batch_tokens: learner.micro_batch_tokens,
                 checkpoint_every: learner.checkpoint_every,
                 memory_bytes: learner.memory_mb.map(|mb| u64::from(mb) * 1_000_000),
+                ranks: learner.ranks,
+                rank_timeout_s: learner.rank_timeout_s,
             }),
             probe_tokens,
             max_sequence_tokens,

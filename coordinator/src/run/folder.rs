@@ -20,12 +20,13 @@ pub const JOURNAL_FILE: &str = "run.db";
 pub const CONFIG_FILE: &str = "config.toml";
 
 /// All that a run leaves in its folder.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     JOURNAL_FILE,
     "run.db-wal",
     "run.db-shm",
     CONFIG_FILE,
     ADDRESS_FILE,
+    "learner.addr",
     "adapters",
     "checkpoints",
     "logs",

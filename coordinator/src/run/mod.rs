@@ -509,6 +509,21 @@ fn worker_id(index: usize) -> String {
     format!("worker-{index}")
 }
 
+/// Devices of the learner's ranks 1, 2, ... that are launched here.
+fn rank_devices(config: &RunConfig) -> Vec<String> {
+    let learner = &config.learner;
+    let others = learner.ranks.saturating_sub(1);
+    match (&learner.rank_devices, learner.device.strip_prefix("cuda:")) {
+        (Some(devices), _) => devices.clone(),
+        (None, None) => vec![learner.device.clone(); others as usize],
+        (None, Some(first)) => {
+            let first: u32 = first.parse().unwrap_or_default();
+            let devices = (1..=others).map(|rank| format!("cuda:{}", first.saturating_add(rank)));
+            devices.collect()
+        }
+    }
+}
+
 fn roles(
     config: &RunConfig,
     folder: &Folder,
@@ -519,9 +534,7 @@ fn roles(
 ) -> Vec<Role> {
     let cluster = &config.cluster;
     let role = |name: String, command: &str, device: &str, more: &[&str]| {
-        let mut args: Vec<String> = [command, "--coordinator", url, "--device", device]
-            .map(String::from)
-            .into();
+        let mut args: Vec<String> = [command, "--device", device].map(String::from).into();
         args.extend(more.iter().map(ToString::to_string));
         if let Some(ca) = cluster.tls_ca.as_ref().or(cluster.tls_cert.as_ref()) {
             args.extend(["--ca".to_owned(), ca.clone()]);
@@ -535,19 +548,35 @@ fn roles(
             token,
         }
     };
-    let workers = config
-        .rollout
-        .workers
-        .iter()
-        .enumerate()
-        .map(|(index, worker)| {
-            let id = worker_id(index);
-            role(id.clone(), "rollout-worker", &worker.device, &["--id", &id])
-        });
-    let learner = role("learner".into(), "learner", &config.learner.device, &[]);
-    trains
-        .then_some(learner)
-        .into_iter()
-        .chain(workers)
-        .collect()
+    let coordinator = ["--coordinator", url];
+    let workers = config.rollout.workers.iter().enumerate();
+    let workers = workers.map(|(index, worker)| {
+        let id = worker_id(index);
+        let more = [&coordinator[..], &["--id", &id]].concat();
+        role(id.clone(), "rollout-worker", &worker.device, &more)
+    });
+    let mut more = coordinator.to_vec();
+    if config.learner.ranks > 1 {
+        more.extend(["--ranks-listen", &config.learner.ranks_listen]);
+        if let (Some(cert), Some(key)) = (&cluster.tls_cert, &cluster.tls_key) {
+            more.extend(["--ranks-cert", cert, "--ranks-key", key]);
+        }
+        if cluster.insecure {
+            more.push("--ranks-insecure");
+        }
+    }
+    let learner = role("learner".into(), "learner", &config.learner.device, &more);
+    let run = folder.path().to_string_lossy();
+    let ranks = rank_devices(config).into_iter().zip(1..);
+    let ranks = ranks.map(|(device, rank)| {
+        let id = format!("learner-rank-{rank}");
+        role(
+            id.clone(),
+            "learner-rank",
+            &device,
+            &["--run", &run, "--id", &id],
+        )
+    });
+    let learners = std::iter::once(learner).chain(ranks);
+    learners.filter(|_| trains).chain(workers).collect()
 }

@@ -68,12 +68,7 @@ impl Normaliser {
     }
 
     /// The weight of each token's loss in a completion of `tokens` tokens.
-    pub(super) fn token_weight(
-        &self,
-        aggregation: Aggregation,
-        group: usize,
-        tokens: usize,
-    ) -> f64 {
+    pub fn token_weight(&self, aggregation: Aggregation, group: usize, tokens: usize) -> f64 {
         let completions = self.completions as f64;
         1.0 / match aggregation {
             Aggregation::SequenceMean => completions * tokens as f64,

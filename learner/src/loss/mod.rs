@@ -191,10 +191,10 @@ pub struct Loss {
 /// One completion, token by token; the slices are equally long.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
-    /// The number of its group in the batch.
-    pub group: usize,
     /// The completion's advantage.
     pub advantage: f64,
+    /// The weight of each of its tokens in the batch's loss ([`Normaliser::token_weight`]).
+    pub weight: f64,
     /// Log-probs recorded at sampling.
     pub sampled: &'a [f32],
     /// Log-probs of the learner's policy at the start of the step.
@@ -250,6 +250,20 @@ impl LossStats {
         }
     }
 
+    /// Adds the sums over other tokens.
+    pub fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.tokens += other.tokens;
+        self.kl += other.kl;
+        self.ratio += other.ratio;
+        self.ratio_squared += other.ratio_squared;
+        self.ratio_max = self.ratio_max.max(other.ratio_max);
+        self.clipped += other.clipped;
+        self.corrected += other.corrected;
+        self.diff += other.diff;
+        self.diff_max = self.diff_max.max(other.diff_max);
+    }
+
     /// Adds one token's ratio.
     fn compare(&mut self, new: f64, sampled: f64) {
         let diff = new - sampled;
@@ -297,14 +311,8 @@ impl Loss {
     ///
     /// A token that the distribution of today can no longer draw (new log-prob of minus infinity:
     /// top-k and its like moved on) has ratio 0, no KL and no gradient.
-    pub fn completion(
-        &self,
-        terms: &Terms<'_>,
-        normaliser: &Normaliser,
-        stats: &mut LossStats,
-    ) -> Vec<f32> {
-        let count = terms.new.len();
-        let weight = normaliser.token_weight(self.aggregation, terms.group, count);
+    pub fn completion(&self, terms: &Terms<'_>, stats: &mut LossStats) -> Vec<f32> {
+        let (count, weight) = (terms.new.len(), terms.weight);
         let pairs = terms.new.iter().zip(terms.sampled);
         pairs.for_each(|(new, sampled)| stats.compare(f64::from(*new), f64::from(*sampled)));
         let (old, corrections) = match self.importance {

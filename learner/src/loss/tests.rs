@@ -2,14 +2,24 @@
 
 use super::*;
 
+/// The weight of a token in a batch of completions of these lengths, all of group 0, with a limit of
+/// 10 tokens; the completion asked for has `tokens`.
+fn weight(aggregation: Aggregation, lengths: &[usize], tokens: usize) -> f64 {
+    let mut normaliser = Normaliser::new(lengths.len(), 10);
+    lengths
+        .iter()
+        .for_each(|length| normaliser.count(0, *length));
+    normaliser.token_weight(aggregation, 0, tokens)
+}
+
 pub(super) fn close(actual: f64, expected: f64) {
     assert!((actual - expected).abs() < 1e-6, "{actual} != {expected}");
 }
 
-fn terms<'a>(advantage: f64, sampled: &'a [f32], new: &'a [f32]) -> Terms<'a> {
+fn terms<'a>(advantage: f64, weight: f64, sampled: &'a [f32], new: &'a [f32]) -> Terms<'a> {
     Terms {
-        group: 0,
         advantage,
+        weight,
         sampled,
         start: sampled,
         new,
@@ -19,23 +29,20 @@ fn terms<'a>(advantage: f64, sampled: &'a [f32], new: &'a [f32]) -> Terms<'a> {
 
 /// Loss, slope and clipped tokens of a batch of one completion with one token, whose log-prob was 0.
 pub(super) fn single(recipe: &Recipe, advantage: f64, ratio: f64) -> (f64, f64, u64) {
-    let mut normaliser = Normaliser::new(1, 10);
-    normaliser.count(0, 1);
     let mut stats = LossStats::default();
     let new = [ratio.ln() as f32];
-    let gradient =
-        Loss::of(recipe).completion(&terms(advantage, &[0.0], &new), &normaliser, &mut stats);
+    let weight = weight(recipe.aggregation, &[1], 1);
+    let gradient = Loss::of(recipe).completion(&terms(advantage, weight, &[0.0], &new), &mut stats);
     (stats.loss, f64::from(gradient[0]), stats.clipped)
 }
 
 /// Loss, slopes and clipped tokens of a batch of one completion, by how far its log-probs moved.
 pub(super) fn completion(recipe: &Recipe, advantage: f64, diffs: &[f32]) -> (f64, Vec<f64>, u64) {
-    let mut normaliser = Normaliser::new(1, 10);
-    normaliser.count(0, diffs.len());
     let mut stats = LossStats::default();
     let sampled = vec![0.0; diffs.len()];
-    let terms = terms(advantage, &sampled, diffs);
-    let gradient = Loss::of(recipe).completion(&terms, &normaliser, &mut stats);
+    let weight = weight(recipe.aggregation, &[diffs.len()], diffs.len());
+    let terms = terms(advantage, weight, &sampled, diffs);
+    let gradient = Loss::of(recipe).completion(&terms, &mut stats);
     (
         stats.loss,
         gradient.into_iter().map(f64::from).collect(),
@@ -46,16 +53,14 @@ pub(super) fn completion(recipe: &Recipe, advantage: f64, diffs: &[f32]) -> (f64
 /// Loss, and a token's slope of each completion, of one group: advantage, length, and how far each
 /// log-prob moved from -1. The limit is 10 tokens.
 pub(super) fn batch(recipe: &Recipe, completions: &[(f64, usize, f64)]) -> (f64, Vec<f64>) {
-    let mut normaliser = Normaliser::new(completions.len(), 10);
-    completions
-        .iter()
-        .for_each(|(_, length, _)| normaliser.count(0, *length));
+    let lengths: Vec<usize> = completions.iter().map(|(_, length, _)| *length).collect();
     let mut stats = LossStats::default();
     let slopes = completions.iter().map(|&(advantage, length, moved)| {
         let sampled = vec![-1.0f32; length];
         let new = vec![(-1.0 + moved) as f32; length];
-        let terms = terms(advantage, &sampled, &new);
-        let gradient = Loss::of(recipe).completion(&terms, &normaliser, &mut stats);
+        let weight = weight(recipe.aggregation, &lengths, length);
+        let terms = terms(advantage, weight, &sampled, &new);
+        let gradient = Loss::of(recipe).completion(&terms, &mut stats);
         assert!(gradient.iter().all(|slope| *slope == gradient[0]));
         f64::from(gradient[0])
     });
@@ -95,14 +100,15 @@ fn the_gradient_is_the_finite_difference_of_the_loss() {
                 for (group, length) in [(0, 5), (0, 2), (1, 9)] {
                     normaliser.count(group, length);
                 }
+                let weight = normaliser.token_weight(loss.aggregation, 0, 5);
                 let value = |loss: &Loss, new: &[f32]| {
                     let mut stats = LossStats::default();
                     let terms = Terms {
                         start: &START,
                         base: Some(&BASE),
-                        ..terms(advantage, &SAMPLED, new)
+                        ..terms(advantage, weight, &SAMPLED, new)
                     };
-                    let gradient = loss.completion(&terms, &normaliser, &mut stats);
+                    let gradient = loss.completion(&terms, &mut stats);
                     (stats.loss, gradient)
                 };
                 let (_, gradient) = value(&loss, &NEW);
@@ -112,7 +118,7 @@ fn the_gradient_is_the_finite_difference_of_the_loss() {
                         importance.map_or(&SAMPLED, |_| &START),
                         &gradient,
                         advantage,
-                        &normaliser,
+                        weight,
                     );
                     continue;
                 }
@@ -136,14 +142,7 @@ fn the_gradient_is_the_finite_difference_of_the_loss() {
 }
 
 /// CISPO's slope is its weight times that of the log-prob.
-fn check_weighted(
-    loss: &Loss,
-    old: &[f32; 5],
-    gradient: &[f32],
-    advantage: f64,
-    normaliser: &Normaliser,
-) {
-    let weight = normaliser.token_weight(loss.aggregation, 0, 5);
+fn check_weighted(loss: &Loss, old: &[f32; 5], gradient: &[f32], advantage: f64, weight: f64) {
     let corrections = loss.importance.map_or(vec![1.0; 5], |importance| {
         importance.weights(&differences(&START, &SAMPLED)).0
     });
@@ -170,18 +169,16 @@ fn the_decoupled_objective_in_closed_form() {
         cap: 5.0,
         mode: importance::Mode::Truncate,
     });
-    let mut normaliser = Normaliser::new(1, 10);
-    normaliser.count(0, 2);
     let mut stats = LossStats::default();
     let terms = Terms {
-        group: 0,
         advantage: 2.0,
+        weight: weight(loss.aggregation, &[2], 2),
         sampled: &[-2.0, -1.0],
         start: &[-1.0, -1.5],
         new: &[-0.9, -1.5],
         base: None,
     };
-    let gradient = loss.completion(&terms, &normaliser, &mut stats);
+    let gradient = loss.completion(&terms, &mut stats);
     let (w, r) = ([1f64.exp(), (-0.5f64).exp()], [0.1f64.exp(), 1.0]);
     close(stats.loss, -(w[0] * r[0] + w[1] * r[1]) * 2.0 / 2.0);
     close(f64::from(gradient[0]), -w[0] * r[0]);
@@ -197,17 +194,17 @@ fn the_decoupled_objective_in_closed_form() {
         new: terms.start,
         ..terms
     };
-    let gradient = loss.completion(&terms, &normaliser, &mut LossStats::default());
+    let gradient = loss.completion(&terms, &mut LossStats::default());
     close(f64::from(gradient[0]), -w[0]);
 }
 
 #[test]
 fn statistics_are_taken_before_clipping() {
-    let mut normaliser = Normaliser::new(1, 10);
-    normaliser.count(0, 3);
     let mut stats = LossStats::default();
     let (sampled, new) = ([-1.0f32, -1.0, -1.0], [-1.0f32, -0.5, -2.0]);
-    Loss::of(&Name::Grpo.recipe()).completion(&terms(1.0, &sampled, &new), &normaliser, &mut stats);
+    let recipe = Name::Grpo.recipe();
+    let weight = weight(recipe.aggregation, &[3], 3);
+    Loss::of(&recipe).completion(&terms(1.0, weight, &sampled, &new), &mut stats);
     assert_eq!((stats.tokens, stats.clipped), (3, 1));
     let ratios = [1.0, 0.5f64.exp(), (-1f64).exp()];
     let sum: f64 = ratios.iter().sum();
@@ -230,15 +227,14 @@ fn a_token_that_can_no_longer_be_drawn_gives_no_gradient() {
                 cap: 2.0,
                 mode: importance::Mode::Truncate,
             });
-            let mut normaliser = Normaliser::new(1, 10);
-            normaliser.count(0, 1);
             let mut stats = LossStats::default();
+            let weight = weight(loss.aggregation, &[1], 1);
             let terms = Terms {
                 start: &[f32::NEG_INFINITY],
                 base: Some(&[-1.0]),
-                ..terms(advantage, &[-1.0], &[f32::NEG_INFINITY])
+                ..terms(advantage, weight, &[-1.0], &[f32::NEG_INFINITY])
             };
-            let gradient = loss.completion(&terms, &normaliser, &mut stats);
+            let gradient = loss.completion(&terms, &mut stats);
             assert!(gradient[0].abs() < 1e-20, "{name}: {gradient:?}");
             assert!(stats.loss.is_finite() && stats.kl == 0.0, "{name}");
             assert_eq!(stats.diff_max, DIFF_CEILING);
@@ -263,16 +259,15 @@ fn the_term_of_a_completion_takes_the_mean_weight_of_its_tokens() {
         cap: 2.0,
         mode: importance::Mode::Truncate,
     });
-    let mut normaliser = Normaliser::new(1, 10);
-    normaliser.count(0, 2);
+    let weight = weight(loss.aggregation, &[2], 2);
     let start = [-2.0, (1.5f64.ln() - 2.0) as f32];
     let value = |new: &[f32; 2]| {
         let mut stats = LossStats::default();
         let terms = Terms {
             start: &start,
-            ..terms(1.0, &[-2.0, -2.0], new)
+            ..terms(1.0, weight, &[-2.0, -2.0], new)
         };
-        let gradient = loss.completion(&terms, &normaliser, &mut stats);
+        let gradient = loss.completion(&terms, &mut stats);
         (stats.loss, gradient)
     };
     let (at_start, gradient) = value(&start);
@@ -300,14 +295,13 @@ fn a_token_that_came_back_within_the_step_has_no_infinite_ratio() {
                     cap: 2.0,
                     mode,
                 });
-                let mut normaliser = Normaliser::new(1, 10);
-                normaliser.count(0, 1);
+                let weight = weight(loss.aggregation, &[1], 1);
                 let mut stats = LossStats::default();
                 let terms = Terms {
                     start: &[f32::NEG_INFINITY],
-                    ..terms(advantage, &[-1.0], &[-1.0])
+                    ..terms(advantage, weight, &[-1.0], &[-1.0])
                 };
-                let gradient = loss.completion(&terms, &normaliser, &mut stats);
+                let gradient = loss.completion(&terms, &mut stats);
                 assert!(gradient[0].abs() < 1e-20, "{name} {mode:?}: {gradient:?}");
                 assert!(stats.loss.is_finite(), "{name} {mode:?}");
             }

@@ -1,16 +1,15 @@
 //! A learner against a coordinator of the test's own, over loopback.
 
-use std::{collections::HashMap, fs, path::Path, sync::Mutex};
+use std::{collections::HashMap, fs, sync::Mutex};
 
 use futures::stream::BoxStream;
-use tina_model::{Adapter, MapWeights, ModelConfig};
+use tina_model::Adapter;
 use tina_proto::{
     adapters::{Inbox, Publication},
     v1::{
-        AdapterChunk, AdapterRequest, AlgorithmSpec, BeginStep, Completion, EndStep, FinishReason,
-        LearnerCommand, LearnerHello, LearnerMessage, LearnerReady, LearnerSpec, LearnerStop,
-        LoraSpec, ModelSpec, PolicyVersion, PublishReply, SamplingParams, StepResult,
-        TrainingCompletion, TrainingGroup, VersionSpan,
+        AdapterChunk, AdapterRequest, BeginStep, Completion, EndStep, FinishReason, LearnerCommand,
+        LearnerHello, LearnerMessage, LearnerReady, LearnerStop, PolicyVersion, PublishReply,
+        SamplingParams, StepResult, TrainingCompletion, TrainingGroup, VersionSpan,
         adapters_server::{Adapters, AdaptersServer},
         learning_server::{Learning, LearningServer},
     },
@@ -238,25 +237,6 @@ impl Running {
     }
 }
 
-fn write_model(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
-    let json = testing::model_config_json();
-    let config = ModelConfig::from_hf_json(&json).unwrap();
-    let weights = MapWeights::random(&config, 5).unwrap();
-    let vocab: HashMap<String, usize> = (0..config.vocab_size)
-        .map(|id| (format!("<{id}>"), id))
-        .collect();
-    let tokenizer = serde_json::json!({
-        "version": "1.0",
-        "added_tokens": [],
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<0>"},
-    });
-    fs::write(folder.join("config.json"), json).unwrap();
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let weights: HashMap<String, candle_core::Tensor> = weights.0.into_iter().collect();
-    candle_core::safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-}
-
 impl Stage {
     async fn new() -> Self {
         let (sender, peers) = mpsc::unbounded_channel();
@@ -273,7 +253,7 @@ impl Stage {
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
         let folder = tempfile::tempdir().unwrap();
-        write_model(&folder.path().join("model"));
+        testing::write_model(&folder.path().join("model"));
         Self {
             service,
             peers,
@@ -303,56 +283,7 @@ impl Stage {
     }
 
     fn spec(&self) -> RunSpec {
-        let train = testing::settings();
-        RunSpec {
-            run_id: "run".to_owned(),
-            seed: train.seed,
-            model: Some(ModelSpec {
-                source: self.folder.path().join("model").display().to_string(),
-                dtype: "auto".to_owned(),
-            }),
-            lora: Some(LoraSpec {
-                rank: train.lora.rank as u32,
-                alpha: train.lora.alpha,
-                dropout: train.lora.dropout,
-                rslora: train.lora.rslora,
-                target_modules: train
-                    .lora
-                    .target_modules
-                    .iter()
-                    .map(|m| m.to_string())
-                    .collect(),
-            }),
-            algorithm: Some(AlgorithmSpec {
-                loss: "grpo".to_owned(),
-                clip_low: Some(0.2),
-                clip_high: Some(0.2),
-                kl_beta: 0.0,
-                iterations: 1,
-                mask_truncated: false,
-                advantage: train.advantage.to_string(),
-                max_completion_tokens: train.max_completion_tokens as u32,
-                ..AlgorithmSpec::default()
-            }),
-            learner: Some(LearnerSpec {
-                lr: train.schedule.lr,
-                min_lr_ratio: 0.1,
-                warmup_steps: 0,
-                schedule_steps: 0,
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.01,
-                max_grad_norm: 1.0,
-                micro_batch_tokens: 1000,
-                checkpoint_every: 1,
-                memory_bytes: None,
-            }),
-            probe_tokens: train.probe,
-            max_sequence_tokens: 64,
-            run_dir: self.folder.path().join("run").display().to_string(),
-            ..Default::default()
-        }
+        testing::run_spec(self.folder.path(), &testing::settings())
     }
 
     /// The batch that a worker would have sampled under this published version.

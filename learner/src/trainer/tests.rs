@@ -40,6 +40,7 @@ fn evaluate(
             settings,
             adapter,
             dropout,
+            None,
             &Progress::default(),
             &mut cost,
         )

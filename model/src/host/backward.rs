@@ -43,6 +43,48 @@ impl LayerGradients {
         };
         adapter.layers.iter().map(layer).collect()
     }
+
+    /// Every matrix of `layers`, in order.
+    fn matrices(layers: &[Self]) -> impl Iterator<Item = &[f32]> {
+        let pairs = layers.iter().flat_map(|layer| layer.pairs.iter().flatten());
+        pairs.flat_map(|pair| [&pair.a[..], &pair.b[..]])
+    }
+
+    fn matrices_mut(layers: &mut [Self]) -> impl Iterator<Item = &mut [f32]> {
+        let layers = layers.iter_mut();
+        let pairs = layers.flat_map(|layer| layer.pairs.iter_mut().flatten());
+        pairs.flat_map(|pair| [&mut pair.a[..], &mut pair.b[..]])
+    }
+
+    /// Adds `other` to `own`, element by element.
+    pub(crate) fn add(own: &mut [Self], other: &[Self]) -> Result<()> {
+        let shapes = |layers: &[Self]| Self::matrices(layers).map(<[f32]>::len).collect::<Vec<_>>();
+        if shapes(own) != shapes(other) {
+            return Err(ModelError::Adapter("gradients of another adapter".into()));
+        }
+        for (own, other) in Self::matrices_mut(own).zip(Self::matrices(other)) {
+            elementwise::add(own, other);
+        }
+        Ok(())
+    }
+
+    /// All values in one row.
+    pub(crate) fn to_values(layers: &[Self]) -> Vec<f32> {
+        let count = Self::matrices(layers).map(<[f32]>::len).sum();
+        let mut values = Vec::with_capacity(count);
+        Self::matrices(layers).for_each(|matrix| values.extend_from_slice(matrix));
+        values
+    }
+
+    /// Sets all values; as many as there are.
+    pub(crate) fn fill(layers: &mut [Self], values: &[f32]) {
+        let mut rest = values;
+        for matrix in Self::matrices_mut(layers) {
+            let (own, after) = rest.split_at(matrix.len());
+            matrix.copy_from_slice(own);
+            rest = after;
+        }
+    }
 }
 
 /// What the layers of a backward pass share.

@@ -292,6 +292,68 @@ fn a_pass_that_ends_early_gives_its_memory_back() {
     assert_eq!(model.pool.bytes(), pool);
 }
 
+/// What several processes do with gradients: each pass by itself, sums over the wire.
+#[test]
+fn gradients_are_joined_in_any_order_and_come_back_from_their_values() {
+    let config = config("llama");
+    let weights = MapWeights::random(&config, 9).unwrap();
+    let adapter = adapter(&config);
+    for fused in [true, false] {
+        let options = LoadOptions {
+            dtype: Dtype::F32,
+            fused,
+            ..LoadOptions::new(Device::Cpu, true)
+        };
+        let decoder = Decoder::load(&config, &weights, &options).unwrap();
+        let pass = |scale: f32, gradients: &mut Gradients| {
+            let (rows, targets, d) = rows();
+            let options = ForwardOptions {
+                keep: Keep::ALL,
+                dropout: None,
+            };
+            let mut tape = decoder.forward(&rows, Some(&adapter), &options).unwrap();
+            decoder
+                .log_probs(&mut tape, &targets, &Distribution::FULL)
+                .unwrap();
+            let d: Vec<f32> = d.iter().map(|d| d * scale).collect();
+            decoder.backward(tape, &d, &adapter, gradients).unwrap();
+        };
+        let alone = |scale: f32| {
+            let mut gradients = decoder.gradients();
+            pass(scale, &mut gradients);
+            gradients
+        };
+        let bits = |gradients: &Gradients| -> Vec<u32> {
+            let values = gradients.to_values().unwrap();
+            values.iter().map(|value| value.to_bits()).collect()
+        };
+        let (a, b) = (alone(0.37), alone(-1.91));
+        let elements = bits(&a).into_iter().zip(bits(&b));
+        let sum = |(a, b)| (f32::from_bits(a) + f32::from_bits(b)).to_bits();
+        let want: Vec<u32> = elements.map(sum).collect();
+        let mut there = alone(0.37);
+        there.add(b).unwrap();
+        let mut back = alone(-1.91);
+        back.add(a).unwrap();
+        assert!(bits(&there) == want && bits(&back) == want);
+        // Into nothing, and of nothing.
+        let mut empty = decoder.gradients();
+        empty.add(there).unwrap();
+        assert_eq!(bits(&empty), want);
+        assert!(decoder.gradients().to_values().unwrap().is_empty());
+
+        let values = empty.to_values().unwrap();
+        let again = decoder.gradients_of(&adapter, &values).unwrap();
+        let flat = |gradients: Gradients| -> Vec<Vec<f32>> {
+            let tensors = gradients.into_tensors(&adapter).unwrap().unwrap();
+            let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+            tensors.iter().map(flat).collect()
+        };
+        assert_eq!(flat(again), flat(empty));
+        assert!(decoder.gradients_of(&adapter, &values[1..]).is_err());
+    }
+}
+
 /// Random weights, rounded to bf16, whose output projection is `sharpness` times as large.
 fn rounded_weights(config: &ModelConfig, sharpness: f64) -> MapWeights {
     let mut weights = MapWeights::random(config, 9).unwrap();

@@ -1,0 +1,249 @@
+//! Rank 0's door: where other ranks dial in, and who may.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tina_proto::{
+    auth::TokenCheck,
+    client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+    v1::{RunSpec, ranks_server::RanksServer},
+};
+use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle, time::sleep};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+use tracing::{info, warn};
+
+use super::{ADDRESS_FILE, HubCrew, hub::Hub};
+use crate::settings::RankSettings;
+
+/// The largest message of a rank: a pass's log-probs, or a chunk of a gradient.
+const MESSAGE_BYTES: usize = 16 << 20;
+/// How long ranks may take to go when they are told to.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How a learner listens for its other ranks.
+#[derive(Clone)]
+pub struct DoorOptions {
+    /// Address and port; port 0: any free one. Beyond loopback a token and TLS are demanded.
+    pub listen: String,
+    /// Certificate chain and private key (PEM).
+    pub tls: Option<(Vec<u8>, Vec<u8>)>,
+    /// Beyond loopback without TLS; a token is needed all the same.
+    pub insecure: bool,
+}
+
+impl Default for DoorOptions {
+    /// Loopback, any free port, no TLS.
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".to_owned(),
+            tls: None,
+            insecure: false,
+        }
+    }
+}
+
+impl fmt::Debug for DoorOptions {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("DoorOptions")
+            .field("listen", &self.listen)
+            .field("tls", &self.tls.is_some())
+            .field("insecure", &self.insecure)
+            .finish()
+    }
+}
+
+/// Why ranks can't dial in.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The address makes no sense.
+    #[error("--ranks-listen {0:?} isn't an IP address and a port, e.g. 127.0.0.1:7462")]
+    Address(String),
+    /// Beyond loopback without a token or TLS.
+    #[error("{address} can be reached from other machines: {missing}, or listen on 127.0.0.1")]
+    Open {
+        /// The address.
+        address: SocketAddr,
+        /// What is missing, and what to set.
+        missing: &'static str,
+    },
+    /// The system won't let us listen.
+    #[error("can't listen on {address} for other ranks: {source} (learner.ranks_listen)")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS can't be set up.
+    #[error("TLS for other ranks can't be set up: {0}")]
+    Tls(String),
+}
+
+/// An open door; it closes when this is dropped.
+pub(crate) struct Door {
+    hub: Hub,
+    address: SocketAddr,
+    /// Where the address is written down.
+    file: Option<PathBuf>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // Another learner's address may stand there by now.
+            if std::fs::read_to_string(file).is_ok_and(|text| text == self.note()) {
+                let _ = std::fs::remove_file(file);
+            }
+        }
+        self.server.abort();
+    }
+}
+
+impl Door {
+    /// Listens for the ranks beside this one that the run has; in its folder, where this machine has
+    /// that, the address is written down.
+    ///
+    /// # Errors
+    /// See [`DoorError`].
+    pub(crate) async fn open(
+        options: &DoorOptions,
+        token: Option<&str>,
+        spec: &RunSpec,
+        shared: RankSettings,
+    ) -> Result<(Self, HubCrew), DoorError> {
+        let address = options.listen.parse::<SocketAddr>();
+        let address = address.map_err(|_| DoorError::Address(options.listen.clone()))?;
+        let tls = options.tls.is_some() || options.insecure;
+        if let Some(missing) = missing(address.ip(), token.is_some(), tls) {
+            return Err(DoorError::Open { address, missing });
+        }
+        let failed = |source| DoorError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let most = shared.ranks.saturating_sub(1) as usize;
+        let (hub, heard) = Hub::new(spec.clone(), most);
+        let crew = HubCrew::new(hub.clone(), heard, Handle::current(), shared.timeout);
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .max_concurrent_streams(16);
+        if let Some((cert, key)) = &options.tls {
+            tina_proto::tls::choose_cryptography();
+            let tls = ServerTlsConfig::new()
+                .identity(Identity::from_pem(cert, key))
+                .timeout(Duration::from_secs(10));
+            let set = server.tls_config(tls);
+            server = set.map_err(|error| DoorError::Tls(format!("{error:?}")))?;
+        }
+        let service = RanksServer::new(hub.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let service = InterceptedService::new(service, TokenCheck::new(token));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let router = server.add_service(service);
+        let serving = router.serve_with_incoming_shutdown(incoming, async {
+            let _ = stopped.await;
+        });
+        let mut door = Self {
+            hub,
+            address,
+            file: None,
+            server: tokio::spawn(serving),
+            _stop: stop,
+        };
+        info!(%address, others = most, "listening for other ranks");
+        door.write_address(Path::new(&spec.run_dir));
+        Ok((door, crew))
+    }
+
+    /// The address as ranks on this machine dial it.
+    fn note(&self) -> String {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        format!("{address}\n")
+    }
+
+    /// Ranks that are started on this machine find rank 0 by it.
+    fn write_address(&mut self, run_dir: &Path) {
+        if !run_dir.is_absolute() || !run_dir.is_dir() {
+            return;
+        }
+        let file = run_dir.join(ADDRESS_FILE);
+        // Whole or not at all: ranks read it at any time.
+        let fresh = run_dir.join(format!(".{ADDRESS_FILE}.{}", std::process::id()));
+        let written =
+            std::fs::write(&fresh, self.note()).and_then(|()| std::fs::rename(&fresh, &file));
+        match written {
+            Ok(()) => self.file = Some(file),
+            Err(error) => {
+                warn!(%error, file = %file.display(), "the address can't be written down")
+            }
+        }
+    }
+
+    /// Where it listens.
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ranks that are there.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.hub.count()
+    }
+
+    /// Tells all ranks to end, and gives them time to hear it.
+    pub(crate) async fn close(self, reason: &str) {
+        self.hub.close(reason);
+        let began = tokio::time::Instant::now();
+        while self.hub.count() > 0 && began.elapsed() < FAREWELL_DEADLINE {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// What an address lacks beyond loopback; `tls`: or the word of whoever started this that it needs
+/// none.
+fn missing(ip: IpAddr, token: bool, tls: bool) -> Option<&'static str> {
+    if ip.to_canonical().is_loopback() {
+        None
+    } else if !token {
+        Some("give the run's token (--token-file or TINA_TOKEN)")
+    } else if !tls {
+        Some("give --ranks-cert and --ranks-key (or --ranks-insecure on a network that you trust)")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_a_token_and_tls_are_demanded() {
+        for local in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(missing(local.parse().unwrap(), false, false), None);
+        }
+        for open in ["0.0.0.0", "::", "10.0.0.1"] {
+            let ip = open.parse().unwrap();
+            assert!(missing(ip, false, true).unwrap().contains("token"));
+            assert!(missing(ip, true, false).unwrap().contains("--ranks-cert"));
+            assert_eq!(missing(ip, true, true), None);
+        }
+    }
+}
