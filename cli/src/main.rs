@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    check, control, coordinator, data, eval, learner, learner_rank, logprobs, reward,
-    rollout_worker, runs, sample, status, up, verify,
+    certs, check, control, coordinator, data, eval, learner, learner_rank, logprobs, reward,
+    rollout_worker, runs, sample, status, token, up, verify,
 };
 
 /// Why a command failed; printed with its causes.
@@ -61,6 +61,8 @@ enum Command {
     Learner(learner::Args),
     #[command(name = "learner-rank")]
     LearnerRank(learner_rank::Args),
+    Certs(certs::Args),
+    Token(token::Args),
 }
 
 fn main() -> ExitCode {
@@ -103,6 +105,8 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(reward::run(&args))
         }
         Command::Check(args) => check::run(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Token(args) => token::run(&args),
         Command::Run(args) => runs::run(&args),
         Command::Data(args) => {
             logging::to_stderr("warn");

@@ -2,6 +2,7 @@
 //!
 //! - [`run()`]: a whole run, from config to summary. [`RunEvent`]: what happens meanwhile.
 //! - [`evaluation`]: adapters on suites of problems, without training.
+//! - [`certs`]: certificates for a cluster.
 //! - [`config`]: the run's config, plain data parsed once.
 //! - [`data`]: the problems.
 //! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
@@ -13,6 +14,7 @@
 //! - [`status`]: records and reports.
 //! - [`supervise`]: the processes of this machine.
 
+pub mod certs;
 pub mod config;
 pub mod data;
 pub mod evaluation;

@@ -13,7 +13,12 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tina_proto::{adapters::NCCL_INTERFACE_VARIABLE, auth::TOKEN_VARIABLE, v1::RunStatus};
+use tina_proto::{
+    adapters::NCCL_INTERFACE_VARIABLE,
+    auth::TOKEN_VARIABLE,
+    tls::{CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE},
+    v1::RunStatus,
+};
 use tokio::{
     process::{Child, Command},
     sync::{mpsc, watch},
@@ -77,7 +82,7 @@ impl RestartPolicy {
 }
 
 /// One process to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Role {
     /// What a person calls it, and its log.
     pub name: String,
@@ -85,10 +90,22 @@ pub struct Role {
     pub exe: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// The shared token; goes by environment, never by argument.
+    /// Its role's token; goes by environment, never by argument.
     pub token: Option<String>,
     /// Its log.
     pub log: PathBuf,
+}
+
+impl std::fmt::Debug for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Role")
+            .field("name", &self.name)
+            .field("exe", &self.exe)
+            .field("args", &self.args)
+            .field("token", &self.token.as_ref().map(|_| "(hidden)"))
+            .field("log", &self.log)
+            .finish()
+    }
 }
 
 /// A process died for good; the text says how, with the end of its log.
@@ -236,6 +253,10 @@ fn spawn(role: &Role) -> std::io::Result<Child> {
         Some(token) => command.env(TOKEN_VARIABLE, token),
         None => command.env_remove(TOKEN_VARIABLE),
     };
+    // Those of whoever started the coordinator are not this role's.
+    for variable in [CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE] {
+        command.env_remove(variable);
+    }
     if std::env::var_os(NCCL_INTERFACE_VARIABLE).is_none() {
         command.env(NCCL_INTERFACE_VARIABLE, "lo");
     }
@@ -343,6 +364,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (deaths, mut heard) = mpsc::unbounded_channel();
         let role = shell(folder.path(), "echo token=$TINA_TOKEN >&2; exit 7");
+        assert!(!format!("{role:?}").contains("secret"));
         let supervisor = Supervisor::start(vec![role], &deaths, &no_step());
         let GaveUp(text) = timeout(Duration::from_secs(20), heard.recv())
             .await

@@ -10,6 +10,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use support::{Coordinator, Manners, Roles, adapter, config, options, undisturbed};
 use tina_coordinator::{CoordinatorError, CoordinatorOptions, RunEvent, config::RunConfig};
 use tina_proto::{
+    auth::{Role, role_token},
     client,
     v1::{self, ControlRequest, ListCompletionsRequest, ListStepsRequest, StatusRequest},
 };
@@ -341,6 +342,39 @@ fn a_batch_that_the_learner_refuses_ends_the_run_with_its_reason() {
 }
 
 #[test]
+fn a_hostile_worker_wastes_its_own_slots_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = Manners {
+        hostile: true,
+        slots: 1,
+        ..Manners::default()
+    };
+    let roles = Roles::start(&[Manners::default(), hostile], 1);
+    let coordinator = Coordinator::start(config(folder.path(), &[]), false, &roles.address);
+    let (mut notes, mut seen) = (Vec::new(), v1::WorkerStatus::default());
+    while let Ok(event) = coordinator.events.recv() {
+        match event {
+            RunEvent::Note(note) => notes.push(note),
+            RunEvent::Status(status) => {
+                let mut workers = status.workers.iter();
+                seen = workers
+                    .find(|worker| worker.worker_id == "w1")
+                    .cloned()
+                    .unwrap_or(seen);
+            }
+            _ => {}
+        }
+    }
+    let summary = coordinator.finish().unwrap();
+    assert_eq!(summary.steps, 4);
+    assert!(adapter(&summary) == undisturbed(folder.path()));
+    assert!(seen.unasked > 0 && seen.failures > 0, "{seen:?}");
+    let named = |words: &str| notes.iter().any(|note| note.contains(words));
+    assert!(named("worker w1 brought sample"), "{notes:?}");
+    assert!(named("failed at worker w1: I won't"), "{notes:?}");
+}
+
+#[test]
 fn a_program_scores_in_a_run_and_one_that_never_starts_ends_it() {
     let folder = tempfile::tempdir().unwrap();
     // Answers with half a mark, and not at all where the completion begins with a 1.
@@ -400,6 +434,21 @@ fn without_the_token_only_health_answers() {
             assert_eq!(error.code(), tonic::Code::Unauthenticated);
         }
         right.get_status(StatusRequest {}).await.unwrap();
+        // A reader may read, and nothing else.
+        options.token = Some(role_token("open-sesame", Role::Reader));
+        let auth = options.interceptor().unwrap();
+        let mut reader = client::status_client(channel.clone(), auth.clone());
+        reader.get_status(StatusRequest {}).await.unwrap();
+        let mut control = client::control_client(channel.clone(), auth.clone());
+        let mut adapters = client::adapters_client(channel.clone(), auth);
+        let chunks = tokio_stream::iter::<[v1::AdapterChunk; 0]>([]);
+        for denied in [
+            control.stop(ControlRequest {}).await.unwrap_err(),
+            adapters.publish(chunks).await.unwrap_err(),
+        ] {
+            assert_eq!(denied.code(), tonic::Code::PermissionDenied);
+            assert!(denied.message().contains("reader"), "{denied}");
+        }
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
         health
             .check(tonic_health::pb::HealthCheckRequest::default())

@@ -86,6 +86,7 @@ impl Run {
         samples: 2,
         eval_problems: 1,
         eval_samples: 1,
+        probe_logprobs: 4,
     };
 
     fn new(max_staleness: u64) -> Self {
@@ -175,7 +176,10 @@ impl Run {
                 Ok(()) => Event::WorkerReady { session, ready },
                 Err(_) => return,
             },
-            Some(M::AdapterLoaded(loaded)) => Event::AdapterLoaded { session, loaded },
+            Some(M::AdapterLoaded(loaded)) => match Self::LIMITS.check_loaded(&loaded) {
+                Ok(()) => Event::AdapterLoaded { session, loaded },
+                Err(_) => return,
+            },
             Some(M::Heartbeat(heartbeat)) => match Limits::check_heartbeat(&heartbeat) {
                 Ok(()) => Event::WorkerHeartbeat { session, heartbeat },
                 Err(_) => return,
@@ -207,13 +211,19 @@ impl Run {
         use v1::learner_message::Message as M;
         let event = match message.message {
             None | Some(M::Hello(_)) => return,
-            Some(M::Ready(ready)) => Event::LearnerReady {
-                session,
-                ready: Box::new(ready),
+            Some(M::Ready(ready)) => match Self::LIMITS.check_learner_ready(&ready) {
+                Ok(()) => Event::LearnerReady {
+                    session,
+                    ready: Box::new(ready),
+                },
+                Err(_) => return,
             },
-            Some(M::StepResult(result)) => Event::StepResult {
-                session,
-                result: Box::new(result),
+            Some(M::StepResult(result)) => match Self::LIMITS.check_result(&result) {
+                Ok(()) => Event::StepResult {
+                    session,
+                    result: Box::new(result),
+                },
+                Err(_) => return,
             },
             Some(M::Heartbeat(heartbeat)) => Event::LearnerHeartbeat { session, heartbeat },
             Some(M::Failed(failed)) => Event::LearnerFailed {

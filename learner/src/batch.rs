@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tina_model::Distribution;
 use tina_proto::v1::{
     BeginStep, Completion, EndStep, FinishReason, PolicyVersion, SamplingParams,
-    TrainingCompletion, TrainingGroup,
+    TrainingCompletion, TrainingGroup, VersionSpan,
 };
 
 /// A log-prob above this can't be a probability, whatever the rounding.
@@ -388,6 +388,17 @@ impl Assembly {
                 .any(|span| span.start as usize >= completion.tokens.len())
         {
             return Err("its version spans are out of order".to_owned());
+        }
+        let step = |span: &VersionSpan| span.version.as_ref().map_or(0, |version| version.step);
+        if let Some(back) = spans
+            .windows(2)
+            .find(|pair| step(&pair[0]) >= step(&pair[1]))
+        {
+            return Err(format!(
+                "its tokens go back from version {} to version {}",
+                step(&back[0]),
+                step(&back[1])
+            ));
         }
         let held = &self.batch.version;
         let known = |version: &PolicyVersion| version == held || self.known.contains(version);

@@ -6,7 +6,7 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 use crate::v1::{
@@ -35,10 +35,29 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct ClientOptions {
     /// `http://HOST:PORT`, `https://HOST:PORT` or `HOST:PORT`.
     pub url: String,
-    /// The shared token.
+    /// The shared secret, or a token that follows from it.
     pub token: Option<String>,
     /// The certificate (PEM) of the authority that signed the coordinator's; makes the call TLS.
     pub ca_pem: Option<Vec<u8>>,
+    /// What is shown to a coordinator that asks for a certificate (mutual TLS).
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client's certificate and its private key.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// The certificate chain (PEM), the client's own first.
+    pub cert_pem: Vec<u8>,
+    /// The private key (PEM).
+    pub key_pem: Vec<u8>,
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientIdentity")
+            .field("cert_pem", &self.cert_pem.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for ClientOptions {
@@ -47,6 +66,7 @@ impl fmt::Debug for ClientOptions {
             .field("url", &self.url)
             .field("token", &self.token.as_ref().map(|_| "(hidden)"))
             .field("ca_pem", &self.ca_pem.as_ref().map(Vec::len))
+            .field("identity", &self.identity)
             .finish()
     }
 }
@@ -68,9 +88,21 @@ pub enum ClientError {
         /// As it was given.
         url: String,
     },
-    /// The certificate is no use.
-    #[error("the authority's certificate for {url}: {source}")]
-    BadAuthority {
+    /// A client's certificate without TLS.
+    #[error(
+        "coordinator address {url:?}: a client's certificate needs the authority's beside it (a PEM \
+         file)"
+    )]
+    NoTls {
+        /// As it was given.
+        url: String,
+    },
+    /// A certificate or the key is no use.
+    #[error(
+        "the certificates for {url} (the authority's, or the client's own and its key): {}",
+        innermost(source)
+    )]
+    BadCertificate {
         /// The coordinator.
         url: String,
         /// What TLS says.
@@ -90,8 +122,8 @@ pub enum ClientError {
 }
 
 /// tonic's own message is "transport error"; the cause at the bottom is what helps.
-fn innermost(error: &tonic::transport::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut deepest = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
@@ -112,6 +144,9 @@ impl ClientOptions {
         }
         let tls = self.ca_pem.is_some();
         match scheme {
+            _ if self.identity.is_some() && !tls => Err(ClientError::NoTls {
+                url: self.url.clone(),
+            }),
             "https" if !tls => Err(ClientError::NoAuthority {
                 url: self.url.clone(),
             }),
@@ -141,10 +176,13 @@ pub async fn connect(options: &ClientOptions) -> Result<Channel, ClientError> {
         .keep_alive_while_idle(true);
     if let Some(pem) = &options.ca_pem {
         crate::tls::choose_cryptography();
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        if let Some(ClientIdentity { cert_pem, key_pem }) = &options.identity {
+            tls = tls.identity(Identity::from_pem(cert_pem, key_pem));
+        }
         endpoint = endpoint
             .tls_config(tls)
-            .map_err(|source| ClientError::BadAuthority {
+            .map_err(|source| ClientError::BadCertificate {
                 url: url.clone(),
                 source,
             })?;
@@ -155,8 +193,13 @@ pub async fn connect(options: &ClientOptions) -> Result<Channel, ClientError> {
         .map_err(|source| ClientError::Connect { url, source })
 }
 
-/// What a status says to a person: its message, or what its code stands for.
+/// What a status says to a person: its message, or what its code stands for; of a connection that
+/// broke, what broke it.
 pub fn reason(status: &Status) -> String {
+    use std::error::Error as _;
+    if let Some(source) = status.source() {
+        return innermost(source);
+    }
     match status.message() {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
@@ -265,7 +308,15 @@ mod tests {
             url: url.to_owned(),
             token: Some("s3cret".to_owned()),
             ca_pem: ca.then(|| b"-----BEGIN".to_vec()),
+            identity: None,
         }
+    }
+
+    fn identity() -> Option<ClientIdentity> {
+        Some(ClientIdentity {
+            cert_pem: b"-----BEGIN".to_vec(),
+            key_pem: b"s3cret".to_vec(),
+        })
     }
 
     #[test]
@@ -290,9 +341,25 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_certificate_without_tls_or_that_is_none_is_an_error_before_dialling() {
+        let mut with_identity = options("127.0.0.1:1", false);
+        with_identity.identity = identity();
+        let error = connect(&with_identity).await.unwrap_err();
+        assert!(matches!(error, ClientError::NoTls { .. }), "{error}");
+        with_identity.ca_pem = Some(b"none".to_vec());
+        let error = connect(&with_identity).await.unwrap_err();
+        assert!(
+            matches!(error, ClientError::BadCertificate { .. }),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+
     #[test]
-    fn debug_never_shows_the_token() {
-        let options = options("a:1", true);
+    fn debug_never_shows_the_token_or_a_key() {
+        let mut options = options("a:1", true);
+        options.identity = identity();
         assert!(!format!("{options:?}").contains("s3cret"));
         assert!(!format!("{:?}", options.interceptor().unwrap()).contains("s3cret"));
     }

@@ -3,11 +3,11 @@
 //! - [`v1`]: messages, clients and servers, generated at build time.
 //! - [`FILE_DESCRIPTOR_SET`]: for gRPC server reflection.
 //! - [`version`]: what a policy version's digest is, and how a person reads it.
-//! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, the token.
-//! - [`auth`]: the server's side of the token.
+//! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, what a caller shows.
+//! - [`auth`]: roles, which calls are for whom, and how a caller shows what it is.
 //! - [`backoff`]: how long to wait before dialling again (pure).
 //! - [`host`]: what a person knows a machine by.
-//! - [`tls`]: which cryptography TLS uses.
+//! - [`tls`]: which cryptography TLS uses, and where a caller finds its certificates.
 //! - [`adapters`]: adapters by content over the wire: chunked, bounded, resumable, verified.
 
 pub mod adapters;

@@ -1,4 +1,11 @@
-//! Which cryptography TLS uses.
+//! Which cryptography TLS uses, and where a caller finds its certificates.
+
+/// The environment variable with the authority's certificate file, where none is named.
+pub const CA_VARIABLE: &str = "TINA_CA";
+/// That with the caller's own certificate file.
+pub const CERT_VARIABLE: &str = "TINA_CERT";
+/// That with its private key's file.
+pub const KEY_VARIABLE: &str = "TINA_KEY";
 
 /// Settles on ring for the whole process. rustls chooses by itself only where a program holds one
 /// kind of cryptography; this one may hold two (downloads bring their own), and then TLS would

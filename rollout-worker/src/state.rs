@@ -456,6 +456,10 @@ impl State {
             let version = self.held.as_ref().and_then(|held| held.version.clone());
             let waiting: usize = self.pending.iter().map(samples_in).sum();
             let queued = heartbeat.queued.saturating_add(waiting as u32);
+            if let ModelState::Ready(model) = &mut self.model {
+                // A coordinator that starts anew hears of the most that it can have asked for.
+                model.slots = model.slots.max(heartbeat.slots);
+            }
             self.send(Message::Heartbeat(WorkerHeartbeat {
                 version,
                 queued,

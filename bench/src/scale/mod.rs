@@ -152,6 +152,7 @@ impl Options {
             format!("algorithm.prompts_per_step={}", self.prompts),
             format!("algorithm.completions_per_prompt={}", self.completions),
             format!("algorithm.max_staleness={staleness}"),
+            format!("rollout.slots={}", self.slots),
         ];
         Up {
             tina,

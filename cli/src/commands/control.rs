@@ -1,6 +1,7 @@
 //! `tina control`: the few things that a person may order.
 
 use tina_proto::{
+    auth::Role,
     client::{call, connect, control_client, reason},
     v1::ControlRequest,
 };
@@ -28,7 +29,7 @@ enum Order {
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
-    let options = args.target.client_options()?;
+    let options = args.target.client_options(Role::Operator)?;
     let mut client = control_client(connect(&options).await?, options.interceptor()?);
     let request = call(ControlRequest {});
     let reply = match args.order {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tina_learner::{LearnerOptions, ranks::DoorOptions};
+use tina_proto::auth::Role;
 
 use crate::{
     Failure,
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Its private key (PEM)
     #[arg(long, value_name = "FILE", requires = "ranks_cert")]
     ranks_key: Option<PathBuf>,
+    /// Authority (PEM) of the certificates that other ranks have to show (mutual TLS)
+    #[arg(long, value_name = "FILE", requires = "ranks_cert")]
+    ranks_client_ca: Option<PathBuf>,
     /// Listen for other ranks beyond loopback without TLS, on a network that you trust
     #[arg(long)]
     ranks_insecure: bool,
@@ -35,7 +39,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let join = &args.join;
-    let mut options = LearnerOptions::new(join.client_options()?, join.id("learner"));
+    let mut options =
+        LearnerOptions::new(join.client_options(Role::Learner)?, join.id(Role::Learner));
     options.device.clone_from(&join.device);
     options.state_dir.clone_from(&args.state_dir);
     options.door = DoorOptions {
@@ -44,6 +49,9 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
             (Some(cert), Some(key)) => Some((read_pem(cert)?, read_pem(key)?)),
             _ => None,
         },
+        client_ca: (args.ranks_client_ca.as_deref())
+            .map(read_pem)
+            .transpose()?,
         insecure: args.ranks_insecure,
     };
     Ok(tina_learner::run(options, shutdown::requested(join.exit_with_parent)).await?)

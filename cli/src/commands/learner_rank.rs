@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use tina_learner::ranks::{ADDRESS_FILE, Rank0, RankOptions};
 
+use tina_proto::auth::Role;
+
 use crate::{Failure, connection::Credentials, shutdown};
 
 /// Join a learner as one of its ranks (learner.ranks), from any machine
@@ -36,7 +38,11 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     };
     let id = args.id.clone();
     let id = id.unwrap_or_else(|| super::default_id("learner-rank"));
-    let mut options = RankOptions::new(rank0, args.credentials.client_options("")?, id);
+    let mut options = RankOptions::new(
+        rank0,
+        args.credentials.client_options("", Role::Learner)?,
+        id,
+    );
     options.device.clone_from(&args.device);
     let shutdown = shutdown::requested(args.exit_with_parent);
     Ok(tina_learner::ranks::run(options, shutdown).await?)

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+pub(crate) mod certs;
 pub(crate) mod check;
 pub(crate) mod control;
 pub(crate) mod coordinator;
@@ -14,6 +15,7 @@ pub(crate) mod rollout_worker;
 pub(crate) mod runs;
 pub(crate) mod sample;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod up;
 pub(crate) mod verify;
 

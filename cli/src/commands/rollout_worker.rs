@@ -1,5 +1,6 @@
 //! `tina rollout-worker`: samples completions for a coordinator.
 
+use tina_proto::auth::Role;
 use tina_rollout_worker::WorkerOptions;
 
 use crate::{Failure, connection::Join, shutdown};
@@ -16,7 +17,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let join = &args.join;
-    let mut options = WorkerOptions::new(join.client_options()?, join.id("worker"));
+    let mut options = WorkerOptions::new(join.client_options(Role::Worker)?, join.id(Role::Worker));
     options.device.clone_from(&join.device);
     options.slots = args.slots;
     Ok(tina_rollout_worker::run(options, shutdown::requested(join.exit_with_parent)).await?)

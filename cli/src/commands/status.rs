@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tina_proto::{
+    auth::Role,
     client::{ClientOptions, STREAM_OPEN_DEADLINE, call, connect, reason, status_client},
     v1,
 };
@@ -30,11 +31,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn client_options(&self) -> Result<ClientOptions, Failure> {
-        match (&self.run_dir, &self.coordinator) {
-            (Some(run_dir), _) => connection::of_run(run_dir, &self.credentials),
-            (None, Some(url)) => self.credentials.client_options(url),
-            (None, None) => self.credentials.client_options("http://127.0.0.1:7461"),
+    pub(crate) fn client_options(&self, role: Role) -> Result<ClientOptions, Failure> {
+        let url = self.coordinator.as_deref();
+        match (&self.run_dir, url.unwrap_or("http://127.0.0.1:7461")) {
+            (Some(run_dir), _) => connection::of_run(run_dir, &self.credentials, role),
+            (None, url) => self.credentials.client_options(url, role),
         }
     }
 }
@@ -53,7 +54,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
-    let options = args.target.client_options()?;
+    let options = args.target.client_options(Role::Reader)?;
     let mut client = status_client(connect(&options).await?, options.interceptor()?);
     if !args.watch {
         let status = client

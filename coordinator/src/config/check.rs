@@ -462,6 +462,19 @@ fn check_doors(config: &RunConfig, reader: &mut Reader) {
         };
         reader.complain_at(there, format!("needs {missing} beside it"));
     }
+    let mutual = cluster.tls_client_ca.is_some();
+    if mutual && cluster.tls_cert.is_none() {
+        reader.complain_at(
+            "cluster.tls_client_ca",
+            "needs cluster.tls_cert and cluster.tls_key beside it".to_owned(),
+        );
+    }
+    if cluster.tls_client_dir.is_some() && !mutual {
+        reader.complain_at(
+            "cluster.tls_client_dir",
+            "needs cluster.tls_client_ca beside it".to_owned(),
+        );
+    }
     check_door(config, "cluster.listen", &cluster.listen, reader);
     if config.learner.ranks > 1 {
         let listen = &config.learner.ranks_listen;
@@ -471,6 +484,7 @@ fn check_doors(config: &RunConfig, reader: &mut Reader) {
 
 fn check_door(config: &RunConfig, key: &str, listen: &str, reader: &mut Reader) {
     let cluster = &config.cluster;
+    let mutual = cluster.tls_client_ca.is_some();
     let Ok(listen) = listen.parse::<SocketAddr>() else {
         reader.complain_at(
             key,
@@ -482,12 +496,13 @@ fn check_door(config: &RunConfig, key: &str, listen: &str, reader: &mut Reader) 
         return;
     }
     let token = cluster.token_file.is_some() || std::env::var_os(TOKEN_VARIABLE).is_some();
-    if !token {
+    if !token && !mutual {
         reader.complain_at(
             key,
             format!(
                 "{listen} can be reached from other machines, and there is no token: set \
-                 cluster.token_file or {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+                 cluster.token_file or {TOKEN_VARIABLE} (or cluster.tls_client_ca), or listen on \
+                 127.0.0.1"
             ),
         );
     }

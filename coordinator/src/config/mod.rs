@@ -35,7 +35,7 @@ pub use sections::{
 };
 
 use tina_model::ModelSource;
-use tina_proto::auth::{TokenError, read_token};
+use tina_proto::auth::{Role, TokenError, read_token};
 
 use crate::data::Source;
 use files::Files;
@@ -295,12 +295,24 @@ impl RunConfig {
         text
     }
 
-    /// The shared token, from `cluster.token_file` or the environment.
+    /// The shared secret, from `cluster.token_file` or the environment.
     ///
     /// # Errors
     /// The file can't be read, or the token is malformed.
     pub fn token(&self) -> Result<Option<String>, TokenError> {
         read_token(self.cluster.token_file.as_deref().map(Path::new))
+    }
+
+    /// The files of the certificate and of the private key that a role shows to this run's coordinator;
+    /// `None`: it asks for none.
+    pub fn client_files(&self, role: Role) -> Option<(PathBuf, PathBuf)> {
+        let authority = Path::new(self.cluster.tls_client_ca.as_ref()?);
+        let folder = match &self.cluster.tls_client_dir {
+            Some(folder) => Path::new(folder),
+            None => authority.parent().unwrap_or(Path::new("")),
+        };
+        let file = |ending: &str| folder.join(format!("{role}.{ending}"));
+        Some((file("pem"), file("key")))
     }
 
     /// When a worker takes a new adapter.
@@ -379,6 +391,8 @@ impl RunConfig {
             ("cluster.tls_cert", &mut cluster.tls_cert),
             ("cluster.tls_key", &mut cluster.tls_key),
             ("cluster.tls_ca", &mut cluster.tls_ca),
+            ("cluster.tls_client_ca", &mut cluster.tls_client_ca),
+            ("cluster.tls_client_dir", &mut cluster.tls_client_dir),
         ];
         for (key, path) in optional {
             if let Some(path) = path {

@@ -671,13 +671,13 @@ section! {
     /// How the processes find, trust and wait for each other.
     ClusterSection {
         /// Address and port the coordinator listens on; port 0: any free one. Beyond loopback a
-        /// token and TLS are demanded.
+        /// token (or mutual TLS) and TLS are demanded; `docs/security.md`.
         listen: String = String::from("127.0.0.1:7461");
         /// Start the learner and rollout.workers on this machine; false: all roles are started by
         /// hand.
         launch: bool = true;
-        /// File with the shared token, relative to the config file; unset: environment variable
-        /// TINA_TOKEN.
+        /// File with the shared secret, relative to the config file; unset: environment variable
+        /// TINA_TOKEN. Tokens of single roles follow from it (`tina token`).
         token_file: Option<String> = None;
         /// The coordinator's certificate chain (PEM), relative to the config file.
         tls_cert: Option<String> = None;
@@ -686,6 +686,13 @@ section! {
         /// Certificate authority (PEM) that launched roles check the coordinator's certificate by;
         /// unset: tls_cert itself.
         tls_ca: Option<String> = None;
+        /// Certificate authority (PEM) of clients: with it set, whoever dials must show a certificate of
+        /// its that names the caller's role (mutual TLS; `tina certs` makes both).
+        tls_client_ca: Option<String> = None;
+        /// Folder with the certificates and keys that launched roles and commands show then:
+        /// `worker.pem`, `worker.key` and so on, as `tina certs` writes them; unset: where
+        /// tls_client_ca is.
+        tls_client_dir: Option<String> = None;
         /// Listen beyond loopback without TLS (a token is needed all the same).
         insecure: bool = false;
         /// Time between heartbeats.

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use tina_proto::auth::Role;
+
 use super::{ConfigError, RunConfig};
 
 const SMALL: &str = r#"
@@ -223,6 +225,14 @@ fn beyond_loopback_a_token_and_tls_are_demanded() {
             vec![open, token, "cluster.tls_cert=c.pem"],
             vec!["needs cluster.tls_key"],
         ),
+        (
+            vec!["cluster.tls_client_ca=ca.pem", "cluster.listen=127.0.0.1:0"],
+            vec!["needs cluster.tls_cert"],
+        ),
+        (
+            vec!["cluster.tls_client_dir=certs"],
+            vec!["needs cluster.tls_client_ca"],
+        ),
     ] {
         let errors = parse(SMALL, &sets).expect_err("open door");
         assert_eq!(errors.len(), words.len(), "{errors:?}");
@@ -238,6 +248,23 @@ fn beyond_loopback_a_token_and_tls_are_demanded() {
     ];
     let config = parse(SMALL, &closed).expect("closed");
     assert_eq!(config.cluster.token_file.as_deref(), Some("/configs/token"));
+    assert_eq!(config.client_files(Role::Worker), None);
+    let mutual = [
+        &closed[..1],
+        &closed[2..],
+        &["cluster.tls_client_ca=certs/ca.pem"],
+    ]
+    .concat();
+    let config = parse(SMALL, &mutual).expect("certificates instead of a token");
+    let files = |config: &RunConfig| config.client_files(Role::Worker).expect("mutual");
+    let worker = |folder: &str| {
+        let folder = Path::new("/configs").join(folder);
+        (folder.join("worker.pem"), folder.join("worker.key"))
+    };
+    assert_eq!(files(&config), worker("certs"));
+    let elsewhere = [&mutual[..], &["cluster.tls_client_dir=mine"]].concat();
+    let config = parse(SMALL, &elsewhere).expect("certificates elsewhere");
+    assert_eq!(files(&config), worker("mine"));
     parse(SMALL, &[open, token, "cluster.insecure=true"]).expect("trusted network");
     parse(SMALL, &["cluster.listen=[::1]:0"]).expect("loopback");
 }
@@ -380,4 +407,18 @@ fn epochs_stand_for_steps() {
     let config = parse(&epochs, &["run.steps=5", "learner.warmup_steps=3"]).expect("valid");
     assert_eq!((config.run.steps, config.data.epochs), (5, Some(2.0)));
     assert!(parse(SMALL, &["run.steps=0"]).is_err());
+}
+
+#[test]
+fn the_configs_to_start_from_are_fine_as_they_are() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy"));
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder).expect("deploy") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|ending| ending == "toml") {
+            RunConfig::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+            files += 1;
+        }
+    }
+    assert!(files >= 3, "{files}");
 }

@@ -18,7 +18,10 @@ mod shell;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tina_model::{LoraConfig, ModelConfig, ModelSource, TextModel};
-use tina_proto::v1;
+use tina_proto::{
+    auth::{Role, role_token},
+    v1,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -30,10 +33,10 @@ use crate::{
     journal::{self, Journal, Note as JournalNote},
     scheduler::{Scheduler, types::Plan},
     scoring::Scorer,
-    services::{AdapterStore, Doors, Limits, Shared},
+    services::{AdapterStore, DoorError, Doors, Limits, Shared},
     statistics::Estimate,
     status::History,
-    supervise::{Role, Supervisor},
+    supervise::{Role as Process, Supervisor},
 };
 
 pub use self::{
@@ -222,7 +225,6 @@ pub(crate) async fn drive(
         },
     )?;
     folder.furnish(&config)?;
-    let limits = limits(&config, &text.config);
     let adapters = Arc::new(AdapterStore::new(adapter_bytes(&config, &text.config)));
     let run_dir = folder.path().display().to_string();
     let first = if trains {
@@ -234,6 +236,7 @@ pub(crate) async fn drive(
         .map(|prompt| prompt.tokens.clone())
         .unwrap_or_default();
     probe.truncate(PROBE_TOKENS);
+    let limits = limits(&config, &text.config, &probe);
     let (status, reports) = watch::channel(Arc::new(v1::RunStatus::default()));
     let (inbound, mut arrivals) = mpsc::channel(1024);
     let shared = Arc::new(Shared {
@@ -264,10 +267,10 @@ pub(crate) async fn drive(
             source,
         })?;
 
-    let (address, url, token) = (
+    let (address, url, secret) = (
         doors.address(),
         doors.local_url(),
-        doors.token().map(str::to_owned),
+        doors.secret().map(str::to_owned),
     );
     folder.write_address(&url)?;
     let stop = CancellationToken::new();
@@ -303,7 +306,7 @@ pub(crate) async fn drive(
             })?,
         };
         Supervisor::start(
-            roles(&config, &folder, &exe, &url, token.as_deref(), trains),
+            roles(&config, &folder, &exe, &url, secret.as_deref(), trains)?,
             &deaths,
             &status.subscribe(),
         )
@@ -436,7 +439,7 @@ const PROBE_TOKENS: usize = 16;
 /// GPU and a CPU) that is still the same adapter.
 const PROBE_TOLERANCE: f32 = 0.5;
 
-fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
+fn limits(config: &RunConfig, model: &ModelConfig, probe: &[u32]) -> Limits {
     Limits {
         vocab_size: model.vocab_size as u32,
         train_tokens: config.sampling.max_tokens,
@@ -447,6 +450,7 @@ fn limits(config: &RunConfig, model: &ModelConfig) -> Limits {
         samples: config.algorithm.completions_per_prompt,
         eval_problems: config.eval_problems() as u32,
         eval_samples: config.eval.samples,
+        probe_logprobs: probe.len().saturating_sub(1) as u32,
     }
 }
 
@@ -529,31 +533,40 @@ fn roles(
     folder: &Folder,
     exe: &std::path::Path,
     url: &str,
-    token: Option<&str>,
+    secret: Option<&str>,
     trains: bool,
-) -> Vec<Role> {
+) -> Result<Vec<Process>, DoorError> {
     let cluster = &config.cluster;
-    let role = |name: String, command: &str, device: &str, more: &[&str]| {
+    let process = |role: Role, name: String, command: &str, device: &str, more: &[&str]| {
         let mut args: Vec<String> = [command, "--device", device].map(String::from).into();
         args.extend(more.iter().map(ToString::to_string));
         if let Some(ca) = cluster.tls_ca.as_ref().or(cluster.tls_cert.as_ref()) {
             args.extend(["--ca".to_owned(), ca.clone()]);
         }
-        let (exe, token) = (exe.to_owned(), token.map(str::to_owned));
-        Role {
+        if let Some((cert, key)) = config.client_files(role) {
+            for (option, path) in [("--cert", cert), ("--key", key)] {
+                // Told here rather than by a process that dies of it.
+                if let Err(source) = std::fs::File::open(&path) {
+                    return Err(DoorError::Pem { path, source });
+                }
+                args.extend([option.to_owned(), path.display().to_string()]);
+            }
+        }
+        Ok(Process {
             log: folder.log(&name),
             name,
-            exe,
+            exe: exe.to_owned(),
             args,
-            token,
-        }
+            token: secret.map(|secret| role_token(secret, role)),
+        })
     };
     let coordinator = ["--coordinator", url];
     let workers = config.rollout.workers.iter().enumerate();
     let workers = workers.map(|(index, worker)| {
         let id = worker_id(index);
         let more = [&coordinator[..], &["--id", &id]].concat();
-        role(id.clone(), "rollout-worker", &worker.device, &more)
+        let (role, command) = (Role::Worker, "rollout-worker");
+        process(role, id.clone(), command, &worker.device, &more)
     });
     let mut more = coordinator.to_vec();
     if config.learner.ranks > 1 {
@@ -561,21 +574,21 @@ fn roles(
         if let (Some(cert), Some(key)) = (&cluster.tls_cert, &cluster.tls_key) {
             more.extend(["--ranks-cert", cert, "--ranks-key", key]);
         }
+        if let Some(ca) = &cluster.tls_client_ca {
+            more.extend(["--ranks-client-ca", ca]);
+        }
         if cluster.insecure {
             more.push("--ranks-insecure");
         }
     }
-    let learner = role("learner".into(), "learner", &config.learner.device, &more);
+    let device = &config.learner.device;
+    let learner = process(Role::Learner, "learner".into(), "learner", device, &more);
     let run = folder.path().to_string_lossy();
     let ranks = rank_devices(config).into_iter().zip(1..);
     let ranks = ranks.map(|(device, rank)| {
         let id = format!("learner-rank-{rank}");
-        role(
-            id.clone(),
-            "learner-rank",
-            &device,
-            &["--run", &run, "--id", &id],
-        )
+        let more = ["--run", &run, "--id", &id];
+        process(Role::Learner, id.clone(), "learner-rank", &device, &more)
     });
     let learners = std::iter::once(learner).chain(ranks);
     learners.filter(|_| trains).chain(workers).collect()

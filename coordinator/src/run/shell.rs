@@ -91,6 +91,8 @@ pub(super) struct Parts {
 pub(super) struct Shell {
     pub(super) parts: Parts,
     pub(super) workers: HashMap<Session, Outbox<WorkerCommand>>,
+    /// Slots that each worker was welcomed with: it gets no more, whatever it offers.
+    slots: HashMap<Session, u32>,
     /// The learner's, and for a moment that of one that takes its place or is turned away.
     pub(super) learners: HashMap<Session, Outbox<LearnerCommand>>,
     /// Waiting to be scored, all in one go.
@@ -117,6 +119,7 @@ impl Shell {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
             workers: HashMap::new(),
+            slots: HashMap::new(),
             learners: HashMap::new(),
             unscored: Vec::new(),
             outcome: None,
@@ -197,11 +200,14 @@ impl Shell {
                 outbox,
             } => {
                 let slots = self.slots_of(&hello.worker_id);
+                let max_slots = self.parts.config.rollout.max_slots.unwrap_or(4 * slots);
+                let max_slots = max_slots.max(slots);
+                self.slots.insert(session, max_slots);
                 let welcome = v1::WorkerWelcome {
                     spec: Some(self.parts.shared.spec.clone()),
                     slots,
                     heartbeat_ms: self.parts.shared.heartbeat_ms,
-                    max_slots: self.parts.config.rollout.max_slots.unwrap_or(4 * slots),
+                    max_slots,
                     kv_memory_mb: self.parts.config.rollout.kv_memory_mb.unwrap_or(0),
                 };
                 self.workers.insert(session, outbox);
@@ -228,9 +234,20 @@ impl Shell {
                 self.handle(Event::SampleFailed { session, failed });
                 gone.into_iter().for_each(|event| self.handle(event));
             }
-            Inbound::Event(event) => {
-                match &event {
-                    Event::WorkerLost { session, .. } => drop(self.workers.remove(session)),
+            Inbound::Event(mut event) => {
+                match &mut event {
+                    Event::WorkerReady { session, ready } => {
+                        let most = self.slots.get(session).copied();
+                        ready.slots = ready.slots.min(most.unwrap_or_default());
+                    }
+                    Event::WorkerHeartbeat { session, heartbeat } => {
+                        let most = self.slots.get(session).copied();
+                        heartbeat.slots = heartbeat.slots.min(most.unwrap_or_default());
+                    }
+                    Event::WorkerLost { session, .. } => {
+                        self.slots.remove(session);
+                        drop(self.workers.remove(session));
+                    }
                     Event::LearnerLost { session, .. } => drop(self.learners.remove(session)),
                     _ => {}
                 }

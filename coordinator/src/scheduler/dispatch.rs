@@ -1,13 +1,16 @@
 //! Who samples what.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use super::{
     Scheduler,
     fleet::Worker,
     round::{Admits, Round},
-    types::{Command, SampleId, Session, Version},
+    types::{Command, RoundId, SampleId, Session, Version},
 };
+
+/// A sample is late when it takes so many times as long as the slowest of its round that came.
+const LATE: u32 = 4;
 
 /// Workers that may sample for a round: those with the most free slots first, of equals the one that
 /// came first.
@@ -40,7 +43,8 @@ impl Scheduler {
     /// the new adapter gets no more.
     fn may_sample(&self, worker: &Worker) -> bool {
         let current = || worker.loaded == self.policy();
-        worker.is_usable() && worker.loaded.is_some() && (!self.plan.drain || current())
+        let ready = worker.is_usable() && !worker.conduct.rests(self.now);
+        ready && worker.loaded.is_some() && (!self.plan.drain || current())
     }
 
     /// The version under which a worker may sample for a round.
@@ -79,8 +83,8 @@ impl Scheduler {
             free.remove(&(Reverse(worker.free()), session));
             for &index in &indices {
                 let id = SampleId { group, index };
-                round.send(id, session);
-                worker.in_flight.insert(id);
+                round.send(id, session, &worker.id);
+                worker.in_flight.insert(id, self.now);
             }
             if worker.free() > 0 {
                 free.insert((Reverse(worker.free()), session));
@@ -96,7 +100,7 @@ impl Scheduler {
     }
 
     /// Who gets samples of a group, under which version, and which of them. A worker that failed at a
-    /// sample gets it again only when all others failed too.
+    /// sample gets it again only when all others with room for it failed as often.
     fn choose(
         &self,
         round: &Round,
@@ -104,15 +108,18 @@ impl Scheduler {
         indices: &[u32],
         free: &Free,
     ) -> Option<(Session, Version, Vec<u32>)> {
-        let failed = |worker: &Worker, index| round.failed_at(place, index, &worker.id);
-        let all_failed = |index| {
-            let mut ready = self.workers.values();
-            ready.all(|worker| failed(worker, index) || self.fits(worker, round).is_none())
+        let failures = |worker: &Worker, index| round.failures_of(place, index, &worker.id);
+        let all_failed = |times, index| {
+            let mut others = free.iter().filter_map(|at| self.workers.get(&at.1));
+            others.all(|other| failures(other, index) >= times)
         };
         let takes = |session: Session| {
             let worker = self.workers.get(&session)?;
             let version = self.fits(worker, round)?;
-            let may = |index: &u32| !failed(worker, *index) || all_failed(*index);
+            let may = |index: &u32| match failures(worker, *index) {
+                0 => true,
+                times => all_failed(times, *index),
+            };
             let taken = indices.iter().copied().filter(may);
             let taken: Vec<u32> = taken.take(worker.free() as usize).collect();
             (!taken.is_empty()).then_some((session, version, taken))
@@ -125,8 +132,9 @@ impl Scheduler {
         have_it.iter().chain(free).find_map(|at| takes(at.1))
     }
 
-    /// Gives idle workers the samples of one that doesn't get on with them; who brings one first is
-    /// listened to. (The same seed and version give the same tokens.)
+    /// Gives idle workers the samples of one that doesn't get on with them, or says that it does while
+    /// they take far longer than any that came; who brings one first is listened to. (The same seed and
+    /// version give the same tokens.)
     fn hedge(&mut self, out: &mut Vec<Command>) {
         let idle = self.free.iter().filter_map(|at| self.workers.get(at));
         let mut free: Vec<(Session, u32)> = idle
@@ -135,16 +143,29 @@ impl Scheduler {
             .collect();
         let (now, patience) = (self.now, self.plan.stall_timeout);
         let overdue = move |worker: &Worker| now > worker.progress + patience;
+        let late = |id: SampleId, asked: Duration| {
+            let round = self.rounds.get(&RoundId::of_group(id.group).0);
+            let slowest = round.map_or(Duration::ZERO, |round| round.slowest);
+            // Where none came yet, as in the round before.
+            let slowest = [slowest, self.slowest]
+                .into_iter()
+                .find(|time| !time.is_zero());
+            let most = slowest.map_or(self.plan.progress_timeout, |time| time * LATE);
+            now > asked + patience.max(most)
+        };
         let stalled: Vec<SampleId> = self
             .workers
             .values()
-            .filter(|worker| overdue(worker))
-            .flat_map(|worker| worker.in_flight.iter().copied())
+            .flat_map(|worker| {
+                let stalls = overdue(worker);
+                let samples = worker.in_flight.iter();
+                samples.filter_map(move |(&id, &asked)| (stalls || late(id, asked)).then_some(id))
+            })
             .collect();
         for id in stalled {
             free.retain(|(_, slots)| *slots > 0);
             let group = id.group;
-            let Some(round) = self.rounds.get(&super::RoundId::of_group(group).0) else {
+            let Some(round) = self.rounds.get(&RoundId::of_group(group).0) else {
                 continue;
             };
             if round.holders(id) != 1 {
@@ -152,7 +173,7 @@ impl Scheduler {
             }
             let fit = |(at, (session, _)): (usize, &(Session, u32))| {
                 let worker = self.workers.get(session)?;
-                let busy = worker.in_flight.contains(&id) || overdue(worker);
+                let busy = worker.in_flight.contains_key(&id) || overdue(worker);
                 let version = self.fits(worker, round)?;
                 (!busy).then_some((at, *session, version))
             };
@@ -161,11 +182,12 @@ impl Scheduler {
             };
             free[at].1 -= 1;
             let exact = matches!(round.admits, Admits::Exactly(_));
-            if let Some(round) = self.round_of(group) {
-                round.send(id, session);
-            }
             if let Some(worker) = self.workers.get_mut(&session) {
-                worker.in_flight.insert(id);
+                worker.in_flight.insert(id, now);
+                let worker = worker.id.clone();
+                if let Some(round) = self.round_of(group) {
+                    round.send(id, session, &worker);
+                }
             }
             out.push(Command::Sample {
                 session,

@@ -1,13 +1,14 @@
 //! The workers: what they hold and what they bring.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tina_proto::v1;
 
 use super::{
     Policy, Probe, Scheduler,
+    conduct::Conduct,
     round::{Admits, State},
-    types::{Command, MAX_SAMPLE_FAILURES, RoundId, SampleId, Session, Version, versions},
+    types::{Command, RoundId, SampleId, Session, Version, versions},
 };
 
 /// Failed loads of one adapter after which a worker is left out until the next.
@@ -16,8 +17,11 @@ const MAX_LOAD_FAILURES: u32 = 3;
 /// Pause before a failed load is asked for again.
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 
-/// Lost workers that status remembers.
+/// Lost workers that are remembered.
 const LOST_KEPT: usize = 64;
+
+/// Workers at a time; more are no cluster.
+const MAX_WORKERS: usize = 1 << 14;
 
 /// A worker whose stream is open.
 #[derive(Debug)]
@@ -36,12 +40,14 @@ pub(super) struct Worker {
     asked: Option<Duration>,
     load_failures: u32,
     pub(super) load_error: Option<String>,
-    pub(super) in_flight: BTreeSet<SampleId>,
+    /// What it was asked for, and when.
+    pub(super) in_flight: BTreeMap<SampleId, Duration>,
     pub(super) last_seen: Duration,
     /// When it last got on with what it has to do, or had nothing to do.
     pub(super) progress: Duration,
     pub(super) heartbeat: v1::WorkerHeartbeat,
     pub(super) probe_diff: f32,
+    pub(super) conduct: Conduct,
 }
 
 /// A worker whose stream closed.
@@ -51,6 +57,7 @@ pub(super) struct LostWorker {
     pub(super) last_seen: Duration,
     pub(super) reason: String,
     pub(super) tokens_total: u64,
+    pub(super) conduct: Conduct,
 }
 
 impl Worker {
@@ -80,7 +87,12 @@ impl Worker {
     }
 
     pub(super) fn free(&self) -> u32 {
-        self.slots.saturating_sub(self.in_flight.len() as u32)
+        let slots = if self.conduct.is_on_trial() {
+            self.slots.min(1)
+        } else {
+            self.slots
+        };
+        slots.saturating_sub(self.in_flight.len() as u32)
     }
 }
 
@@ -96,8 +108,14 @@ impl Scheduler {
             .values()
             .find(|w| *w.id == *hello.worker_id)
             .map(|w| (w.session, &w.hello.address));
+        if same.is_none() && self.workers.len() >= MAX_WORKERS {
+            let reason = format!("this run has {MAX_WORKERS} workers already");
+            out.push(Command::CloseWorker { session, reason });
+            return;
+        }
         if let Some((old, address)) = same {
-            if process(address) != process(&hello.address) {
+            if process(address) != process(&hello.address) || host(address) != host(&hello.address)
+            {
                 // Taking turns, the two would get nothing done. Should the one that is here be gone,
                 // its silence ends it.
                 let (id, address) = (&hello.worker_id, process(address));
@@ -113,7 +131,7 @@ impl Scheduler {
             });
             self.worker_lost(old, &reason);
         }
-        self.lost.remove(hello.worker_id.as_str());
+        let lost = self.lost.remove(hello.worker_id.as_str());
         let worker = Worker {
             session,
             id: hello.worker_id.as_str().into(),
@@ -125,17 +143,18 @@ impl Scheduler {
             asked: None,
             load_failures: 0,
             load_error: None,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             last_seen: self.now,
             progress: self.now,
             heartbeat: v1::WorkerHeartbeat::default(),
             probe_diff: 0.0,
+            conduct: lost.map_or_else(Conduct::default, |lost| lost.conduct),
         };
         self.workers.insert(session, worker);
     }
 
     /// The worker whose stream this is; notes that it lives.
-    fn heard_worker(&mut self, session: Session) -> Option<&mut Worker> {
+    pub(super) fn heard_worker(&mut self, session: Session) -> Option<&mut Worker> {
         let now = self.now;
         let worker = self.workers.get_mut(&session)?;
         worker.last_seen = now;
@@ -221,7 +240,7 @@ impl Scheduler {
         let Some(worker) = self.workers.remove(&session) else {
             return;
         };
-        for id in worker.in_flight {
+        for id in worker.in_flight.into_keys() {
             if let Some(round) = self.round_of(id.group) {
                 round.take_from(id, session);
             }
@@ -231,6 +250,7 @@ impl Scheduler {
             last_seen: worker.last_seen,
             reason: reason.to_owned(),
             tokens_total: worker.heartbeat.tokens_total,
+            conduct: worker.conduct,
         };
         self.lost.insert(worker.id, lost);
         if self.lost.len() > LOST_KEPT
@@ -361,15 +381,32 @@ impl Scheduler {
         completion: v1::Completion,
         out: &mut Vec<Command>,
     ) {
+        self.take_completion(session, completion, false, out);
+    }
+
+    /// Takes a completion that is wanted of this worker; `claimed`: that an earlier coordinator may have
+    /// asked for it is settled.
+    pub(super) fn take_completion(
+        &mut self,
+        session: Session,
+        completion: v1::Completion,
+        claimed: bool,
+        out: &mut Vec<Command>,
+    ) {
         let id = SampleId {
             group: completion.group_id,
             index: completion.sample_index,
         };
         let (round_id, _) = RoundId::of_group(id.group);
-        let Some(worker) = self.worker(session) else {
+        let now = self.now;
+        let Some(worker) = self.heard_worker(session) else {
             return;
         };
-        let asked_here = worker.in_flight.remove(&id);
+        let asked_at = worker.in_flight.remove(&id);
+        let asked_here = asked_at.is_some();
+        if asked_here {
+            worker.progress = now;
+        }
         let name = worker.id.clone();
         self.free.insert(session);
         let cancel = Command::Cancel {
@@ -384,14 +421,26 @@ impl Scheduler {
         let Some(round) = self.rounds.get_mut(&round_id) else {
             if self.is_recorded(round_id) {
                 out.push(ack);
-            } else if self.policy.is_none() && self.early.len() < self.early_limit() {
+            } else if self.policy.is_none()
+                && self.early.len() < self.early_limit()
+                && self.claim(session)
+            {
                 self.early.push((session, completion));
             } else {
                 out.push(cancel);
             }
             return;
         };
+        if let Some(asked) = asked_at {
+            round.took(now - asked);
+        }
         let admitted = round.admits.admits(&completion, &self.history);
+        let open = matches!(round.state(id), Some(State::Pending | State::InFlight(_)));
+        let asked = asked_here || claimed || round.was_asked(id, &name);
+        let wanted = open && admitted && (asked || self.claim(session));
+        let Some(round) = self.rounds.get_mut(&round_id) else {
+            return;
+        };
         match round.state(id) {
             None if round.gave_way(id) => out.push(ack),
             None => out.push(cancel),
@@ -399,7 +448,7 @@ impl Scheduler {
             Some(State::Arrived) if admitted => round.wait_for(id, session),
             Some(State::Arrived) => out.push(cancel),
             Some(State::Pending | State::InFlight(_)) if !admitted => {
-                let wanted = match round.admits {
+                let admits = match round.admits {
                     Admits::Exactly(version) => version.to_string(),
                     Admits::Since(step) => format!("one of step {step} or later"),
                 };
@@ -409,9 +458,13 @@ impl Scheduler {
                         let all: Vec<String> = all.iter().map(Version::to_string).collect();
                         all.join(", ")
                     });
-                    let error = format!("sampled under {found} instead of {wanted}");
+                    let error = format!("sampled under {found} instead of {admits}");
                     self.note_failure(id, session, &name, &error, out);
                 }
+            }
+            Some(State::Pending | State::InFlight(_)) if !wanted => {
+                self.refuse_unasked(session, id, out);
+                out.push(cancel);
             }
             Some(State::Pending) => self.take(id, session, name, completion, out),
             Some(State::InFlight(at)) => {
@@ -442,6 +495,9 @@ impl Scheduler {
         out: &mut Vec<Command>,
     ) {
         let now = self.now;
+        if let Some(worker) = self.workers.get_mut(&session) {
+            worker.conduct.brought_a_good_one();
+        }
         if let Some(round) = self.round_of(id.group) {
             round.arrive(id, session, now);
             out.push(Command::Score { worker, completion });
@@ -459,65 +515,12 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn sample_failed(
-        &mut self,
-        session: Session,
-        failed: &v1::SampleFailed,
-        out: &mut Vec<Command>,
-    ) {
-        for &index in &failed.sample_indices {
-            let id = SampleId {
-                group: failed.group_id,
-                index,
-            };
-            let Some(worker) = self.worker(session) else {
-                return;
-            };
-            let name = worker.id.clone();
-            if worker.in_flight.remove(&id) {
-                self.note_failure(id, session, &name, &failed.error, out);
-            }
-        }
-    }
-
-    /// A sample that a worker had in flight came to nothing: another tries, or the run ends.
-    fn note_failure(
-        &mut self,
-        id: SampleId,
-        session: Session,
-        worker: &Arc<str>,
-        error: &str,
-        out: &mut Vec<Command>,
-    ) {
-        let (round_id, group) = RoundId::of_group(id.group);
-        let Some(round) = self.round_of(id.group) else {
-            return;
-        };
-        let failures = round.fail(id, worker.clone(), error.to_owned());
-        let sample = format!("sample {} of group {group} ({round_id:?})", id.index);
-        if failures.len() >= MAX_SAMPLE_FAILURES {
-            let reasons: Vec<String> = failures
-                .iter()
-                .map(|(who, why)| format!("worker {who}: {why}"))
-                .collect();
-            let reason = format!(
-                "{sample} failed {} times: {}",
-                failures.len(),
-                reasons.join("; ")
-            );
-            return self.fail(reason, out);
-        }
-        round.take_from(id, session);
-        out.push(Command::Warn(format!(
-            "{sample} failed at worker {worker}: {error}"
-        )));
-    }
-
     pub(super) fn cancel_all(&mut self, session: Session, out: &mut Vec<Command>) {
         let Some(worker) = self.workers.get_mut(&session) else {
             return;
         };
-        let mut samples = std::mem::take(&mut worker.in_flight).into_iter().peekable();
+        let samples = std::mem::take(&mut worker.in_flight);
+        let mut samples = samples.into_keys().peekable();
         while let Some(first) = samples.next() {
             let mut indices = vec![first.index];
             while let Some(next) = samples.next_if(|next| next.group == first.group) {
@@ -538,6 +541,13 @@ fn process(address: &str) -> &str {
     address
         .split_once(' ')
         .map_or(address, |(process, _)| process)
+}
+
+/// The machine in Hello's address whence it dials, which the coordinator has put behind what the role
+/// says of itself: `... (IP:PORT)`.
+fn host(address: &str) -> &str {
+    let from = address.rsplit_once('(').map_or("", |(_, from)| from);
+    from.rsplit_once(':').map_or(from, |(host, _)| host)
 }
 
 /// The largest difference between two rows of log-probs; `None` when they can't be compared.

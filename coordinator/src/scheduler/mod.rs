@@ -9,10 +9,12 @@
 //! - [`types`]: names, plan, events, commands.
 //! - `rounds`: which rounds are open, and why. `round`: the samples of one batch or one evaluation.
 //! - `fleet`: workers, their adapters and what they bring; `dispatch`: what is handed to them.
+//! - `conduct`: workers that fail, or bring what nobody asked them for.
 //! - `learning`: the learner, resuming and replaying. `given`: policies without a learner.
 //! - `deadlines`: what doesn't come, and what doesn't get on.
 //! - `snapshot`: what a person may see.
 
+mod conduct;
 mod deadlines;
 mod dispatch;
 mod fleet;
@@ -101,6 +103,10 @@ pub struct Scheduler {
     restored: Vec<Arc<Scored>>,
     /// Completions that came before the first round was opened (a coordinator that restarted).
     early: Vec<(Session, v1::Completion)>,
+    /// The longest that a sample took in the last round that was closed.
+    slowest: Duration,
+    /// An earlier process of this run may have asked workers for samples.
+    resumed: bool,
     paused: bool,
     /// A stop was asked for: the run ends when so many steps are done.
     stop_after: Option<u64>,
@@ -124,6 +130,7 @@ impl Scheduler {
             lost: BTreeMap::new(),
             learner: None,
             model_digest: restored.model_digest,
+            resumed: !restored.versions.is_empty(),
             history: restored.versions,
             evals: restored.evals.into_iter().collect(),
             policy: None,
@@ -136,6 +143,7 @@ impl Scheduler {
             learning: None,
             restored: restored.completions,
             early: Vec::new(),
+            slowest: Duration::ZERO,
             paused: false,
             stop_after: None,
             over: None,

@@ -63,8 +63,18 @@ struct Sample {
     scored: Option<Arc<Scored>>,
     /// Workers to be told when it is in the journal.
     waiting: Vec<Session>,
-    /// Who failed at it, and why.
-    failures: Vec<(Arc<str>, String)>,
+    /// Workers that were asked for it, whatever became of that: what they bring is taken.
+    asked: Vec<Arc<str>>,
+    failures: Vec<Failure>,
+}
+
+/// What became of a sample at one worker.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) worker: Arc<str>,
+    pub(super) times: u32,
+    /// The last time.
+    pub(super) error: String,
 }
 
 impl Sample {
@@ -73,6 +83,7 @@ impl Sample {
             state: State::Pending,
             scored: None,
             waiting: Vec::new(),
+            asked: Vec::new(),
             failures: Vec::new(),
         }
     }
@@ -108,6 +119,8 @@ pub(super) struct Round {
     pub(super) admits: Admits,
     pub(super) opened: Duration,
     pub(super) last_arrival: Duration,
+    /// The longest that a sample took so far, from when a worker was asked for it until it came.
+    pub(super) slowest: Duration,
     /// When the last sample was in the journal.
     pub(super) completed: Option<Duration>,
     pub(super) tokens: u64,
@@ -131,6 +144,7 @@ impl Round {
             admits,
             opened: now,
             last_arrival: now,
+            slowest: Duration::ZERO,
             completed: None,
             tokens: 0,
             resampled: 0,
@@ -233,7 +247,12 @@ impl Round {
         self.done += usize::from(done);
     }
 
-    pub(super) fn send(&mut self, id: SampleId, session: Session) {
+    pub(super) fn send(&mut self, id: SampleId, session: Session, worker: &Arc<str>) {
+        if let Some(sample) = self.sample(id)
+            && !sample.asked.contains(worker)
+        {
+            sample.asked.push(worker.clone());
+        }
         match self.sample(id).map(|sample| &mut sample.state) {
             Some(State::InFlight(at)) => at.push(session),
             _ => self.set(id, State::InFlight(vec![session])),
@@ -251,6 +270,19 @@ impl Round {
                 self.set(id, State::Pending);
             }
         }
+    }
+
+    /// True when this worker was asked for the sample, on this stream or an earlier one.
+    pub(super) fn was_asked(&self, id: SampleId, worker: &str) -> bool {
+        let sample = self
+            .place(id)
+            .and_then(|place| self.samples.get(self.at(place)));
+        sample.is_some_and(|sample| sample.asked.iter().any(|asked| **asked == *worker))
+    }
+
+    /// Notes how long a sample took, from when it was asked for.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.slowest = self.slowest.max(time);
     }
 
     pub(super) fn arrive(&mut self, id: SampleId, session: Session, now: Duration) {
@@ -353,27 +385,39 @@ impl Round {
         rewards.len() < 2 || rewards.windows(2).all(|pair| pair[0] == pair[1])
     }
 
-    /// Notes a failure; returns how often and why this sample failed so far.
-    pub(super) fn fail(
-        &mut self,
-        id: SampleId,
-        worker: Arc<str>,
-        error: String,
-    ) -> &[(Arc<str>, String)] {
-        match self.sample(id) {
-            Some(sample) => {
-                sample.failures.push((worker, error));
-                &sample.failures
+    /// Notes a failure.
+    pub(super) fn fail(&mut self, id: SampleId, worker: &Arc<str>, error: &str) {
+        let Some(sample) = self.sample(id) else {
+            return;
+        };
+        match sample.failures.iter_mut().find(|f| f.worker == *worker) {
+            Some(failure) => {
+                failure.times = failure.times.saturating_add(1);
+                error.clone_into(&mut failure.error);
             }
-            None => &[],
+            None => sample.failures.push(Failure {
+                worker: worker.clone(),
+                times: 1,
+                error: error.to_owned(),
+            }),
         }
     }
 
-    /// True when this worker has failed at the sample.
-    pub(super) fn failed_at(&self, place: u32, index: u32, worker: &str) -> bool {
-        self.samples
-            .get(self.at((place, index)))
-            .is_some_and(|sample| sample.failures.iter().any(|(who, _)| &**who == worker))
+    /// Who failed at a sample, how often and why.
+    pub(super) fn failures(&self, id: SampleId) -> &[Failure] {
+        self.place(id).map_or(&[], |place| self.failures_at(place))
+    }
+
+    fn failures_at(&self, place: (u32, u32)) -> &[Failure] {
+        let sample = self.samples.get(self.at(place));
+        sample.map_or(&[], |sample| &sample.failures)
+    }
+
+    /// How often this worker failed at the sample.
+    pub(super) fn failures_of(&self, place: u32, index: u32, worker: &str) -> u32 {
+        let failures = self.failures_at((place, index)).iter();
+        let mut own = failures.filter(|failure| *failure.worker == *worker);
+        own.next().map_or(0, |failure| failure.times)
     }
 
     /// The first place at or after `from` with samples to hand out, and those samples.

@@ -99,7 +99,7 @@ impl Scheduler {
         }
         if !self.rounds.is_empty() {
             for (session, completion) in std::mem::take(&mut self.early) {
-                self.completion(session, completion, out);
+                self.take_completion(session, completion, true, out);
             }
         }
     }
@@ -130,6 +130,9 @@ impl Scheduler {
             return false;
         };
         self.tokens_sampled += round.tokens;
+        if !round.slowest.is_zero() {
+            self.slowest = round.slowest;
+        }
         match (round.id.purpose(), round.admits) {
             (Purpose::Eval, Admits::Exactly(version)) => {
                 self.evals.insert(round.id.step());

@@ -118,12 +118,16 @@ impl Scheduler {
             probe_diff_max: f64::from(worker.probe_diff),
             kv_bytes: worker.heartbeat.kv_bytes,
             kv_limit_bytes: worker.heartbeat.kv_limit_bytes,
+            failures: worker.conduct.failures,
+            unasked: worker.conduct.unasked,
         });
         let lost = self.lost.values().map(|worker| v1::WorkerStatus {
             worker_id: worker.hello.worker_id.clone(),
             address: worker.hello.address.clone(),
             device: worker.hello.device.clone(),
             tokens_total: worker.tokens_total,
+            failures: worker.conduct.failures,
+            unasked: worker.conduct.unasked,
             seconds_since_heartbeat: (self.now - worker.last_seen).as_secs_f64(),
             state: format!("lost: {}", worker.reason),
             ..Default::default()
@@ -142,6 +146,9 @@ impl Scheduler {
         }
         if let Some(error) = &worker.load_error {
             return format!("syncing: {error}");
+        }
+        if let Some(trouble) = worker.conduct.trouble() {
+            return trouble;
         }
         match &self.policy {
             Some(policy) if worker.loaded == Some(policy.version) => "ready".into(),
@@ -186,7 +193,8 @@ impl Scheduler {
             return None;
         }
         let troubled = self.workers.values().find_map(|worker| {
-            let reason = worker.refused.as_ref().or(worker.load_error.as_ref())?;
+            let known = worker.refused.clone().or(worker.load_error.clone());
+            let reason = known.or_else(|| worker.conduct.trouble())?;
             Some(format!("no worker can sample; {}: {reason}", worker.id))
         });
         let mut workers = self.workers.values();

@@ -39,7 +39,7 @@ pub(super) fn plan() -> Plan {
 /// A scheduler, and what it last commanded.
 pub(super) struct Bench {
     pub(super) scheduler: Scheduler,
-    now: Duration,
+    pub(super) now: Duration,
     pub(super) said: Vec<Command>,
 }
 
@@ -74,7 +74,17 @@ impl Bench {
     }
 
     pub(super) fn worker_joins(&mut self, session: Session, slots: u32, numerics: &str) {
-        let worker_id = format!("w{session}");
+        self.worker_joins_as(&format!("w{session}"), session, slots, numerics);
+    }
+
+    pub(super) fn worker_joins_as(
+        &mut self,
+        id: &str,
+        session: Session,
+        slots: u32,
+        numerics: &str,
+    ) {
+        let worker_id = id.to_owned();
         let hello = v1::WorkerHello {
             worker_id,
             ..Default::default()
@@ -358,7 +368,7 @@ fn a_completion_of_another_version_is_refused_and_sampled_again() {
 }
 
 #[test]
-fn a_failed_sample_is_tried_elsewhere_and_the_third_failure_ends_the_run() {
+fn a_failed_sample_is_tried_elsewhere_and_when_all_failed_twice_the_run_ends() {
     let mut bench = Bench::with_workers(&[8, 8]);
     let failed = v1::SampleFailed {
         group_id: RoundId::train(1).group(0),
@@ -377,6 +387,12 @@ fn a_failed_sample_is_tried_elsewhere_and_the_third_failure_ends_the_run() {
     let [(session, 0, 1)] = bench.handed()[..] else {
         panic!("{:?}", bench.said)
     };
+    bench.tell(Event::SampleFailed {
+        session,
+        failed: failed.clone(),
+    });
+    let session = 1 - session;
+    assert_eq!(bench.handed(), [(session, 0, 1)]);
     bench.tell(Event::SampleFailed { session, failed });
     let Some(Command::Fail { reason }) = bench.said.last() else {
         panic!("{:?}", bench.said)

@@ -182,7 +182,8 @@ impl Scored {
 }
 
 /// The versions that sampled a completion, in the order of its tokens; `None` when its spans don't
-/// cover it, or name no version. (More than one where an adapter was taken in under way.)
+/// cover it, name no version, or go back to an older one. (More than one where an adapter was taken in
+/// under way, which is always a newer one.)
 pub fn versions(completion: &v1::Completion) -> Option<Vec<Version>> {
     let spans = &completion.versions;
     let starts = spans.iter().map(|span| span.start);
@@ -193,10 +194,13 @@ pub fn versions(completion: &v1::Completion) -> Option<Vec<Version>> {
     if spans.first()?.start != 0 || !ordered || !inside {
         return None;
     }
-    spans
+    let versions: Vec<Version> = spans
         .iter()
         .map(|span| Version::from_wire(span.version.as_ref()?))
-        .collect()
+        .collect::<Option<_>>()?;
+    versions
+        .is_sorted_by(|one, next| one.step < next.step)
+        .then_some(versions)
 }
 
 /// What the run is to do, and how patient to be.
@@ -250,7 +254,8 @@ pub struct Plan {
     pub probe_tolerance: f32,
 }
 
-/// Failures of one sample after which the run ends.
+/// So many workers that fail at one sample end the run; where fewer are there, so many failures, when
+/// each of them has failed more than once.
 pub const MAX_SAMPLE_FAILURES: usize = 3;
 
 /// What the journal knew when the run was resumed.

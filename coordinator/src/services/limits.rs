@@ -1,6 +1,6 @@
 //! What a message may hold, by the run's config: checked before anything is kept of it.
 
-use tina_proto::v1;
+use tina_proto::{adapters::NCCL_ID_BYTES, v1};
 
 use crate::scheduler::types::{Purpose, RoundId};
 
@@ -28,6 +28,8 @@ pub struct Limits {
     pub eval_problems: u32,
     /// Completions of a problem in an evaluation.
     pub eval_samples: u32,
+    /// Log-probs of the probe.
+    pub probe_logprobs: u32,
 }
 
 impl Limits {
@@ -79,12 +81,8 @@ impl Limits {
             Err(format!("that took {} s", completion.decode_seconds))
         } else if completion.finish_reason() == v1::FinishReason::Unspecified {
             Err("that doesn't say why it ended".into())
-        } else if completion.versions.is_empty()
-            || completion.versions.iter().any(|span| span.start >= last)
-        {
-            Err("that doesn't say which policy version sampled it".into())
         } else {
-            Ok(())
+            check_spans(&completion.versions, last)
         }
     }
 
@@ -103,17 +101,42 @@ impl Limits {
     /// # Errors
     /// What is wrong with the slots offered.
     pub fn check_ready(ready: &v1::WorkerReady) -> Result<(), String> {
-        if ready.slots > MAX_SLOTS || ready.model_digest.len() > MAX_NAME {
+        if ready.slots > MAX_SLOTS {
             return Err(format!(
                 "{} slots, at most {MAX_SLOTS} are taken",
                 ready.slots
             ));
         }
-        Ok(())
+        check_text("model digest", &ready.model_digest)?;
+        check_device(ready.device.as_ref())
     }
 
     /// # Errors
-    /// What is wrong with a worker's load.
+    /// What is wrong with what a worker says of itself.
+    pub fn check_worker(hello: &v1::WorkerHello) -> Result<(), String> {
+        Self::check_name(&hello.worker_id)?;
+        check_text("version", &hello.version)?;
+        check_device(hello.device.as_ref())
+    }
+
+    /// # Errors
+    /// What is wrong with what a learner says of itself.
+    pub fn check_learner(hello: &v1::LearnerHello) -> Result<(), String> {
+        Self::check_name(&hello.learner_id)?;
+        check_text("version", &hello.version)?;
+        check_device(hello.device.as_ref())
+    }
+
+    /// # Errors
+    /// What is wrong with the answer to an adapter. (Log-probs that are not finite are the scheduler's to
+    /// see: it compares them, and the worker stays where a person can read why it is refused.)
+    pub fn check_loaded(&self, loaded: &v1::AdapterLoaded) -> Result<(), String> {
+        self.check_probe_length(&loaded.probe_logprobs)?;
+        check_amounts(&[("seconds", loaded.seconds), ("pause", loaded.pause_seconds)])
+    }
+
+    /// # Errors
+    /// What is wrong with a heartbeat.
     pub fn check_heartbeat(beat: &v1::WorkerHeartbeat) -> Result<(), String> {
         if beat.slots > MAX_SLOTS {
             return Err(format!(
@@ -121,8 +144,47 @@ impl Limits {
                 beat.slots
             ));
         }
-        if !beat.tokens_per_second.is_finite() {
-            return Err("tokens a second that are no number".into());
+        check_amounts(&[("tokens a second", beat.tokens_per_second)])
+    }
+
+    /// # Errors
+    /// What is wrong with a learner's announcement.
+    pub fn check_learner_ready(&self, ready: &v1::LearnerReady) -> Result<(), String> {
+        check_text("model digest", &ready.model_digest)?;
+        check_device(ready.device.as_ref())?;
+        self.check_probe(&ready.probe_logprobs)?;
+        check_nccl_id(&ready.nccl_id)?;
+        // What it holds of an earlier process may be of another probe.
+        let missed = ready.last_result.as_ref();
+        missed.map_or(Ok(()), |result| check_metrics(result.metrics.as_ref()))
+    }
+
+    /// # Errors
+    /// What is wrong with a step's result.
+    pub fn check_result(&self, result: &v1::StepResult) -> Result<(), String> {
+        self.check_probe(&result.probe_logprobs)?;
+        check_nccl_id(&result.nccl_id)?;
+        check_metrics(result.metrics.as_ref())
+    }
+
+    fn check_probe(&self, logprobs: &[f32]) -> Result<(), String> {
+        self.check_probe_length(logprobs)?;
+        match logprobs
+            .iter()
+            .find(|p| !p.is_finite() || **p > LOGPROB_SLACK)
+        {
+            Some(p) => Err(format!("a log-prob of the probe is {p}")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_probe_length(&self, logprobs: &[f32]) -> Result<(), String> {
+        if logprobs.len() > self.probe_logprobs as usize {
+            return Err(format!(
+                "{} log-probs of the probe, which has {}",
+                logprobs.len(),
+                self.probe_logprobs
+            ));
         }
         Ok(())
     }
@@ -139,6 +201,92 @@ impl Limits {
     }
 }
 
+/// Each span begins after the one before, in a completion of so many tokens, and is of a newer version:
+/// a worker never goes back to an older adapter.
+fn check_spans(spans: &[v1::VersionSpan], tokens: u32) -> Result<(), String> {
+    let unknown = || "that doesn't say which policy version sampled it".to_owned();
+    let starts = spans.iter().map(|span| span.start);
+    let ordered = starts.is_sorted_by(|one, next| one < next);
+    if spans.first().is_none_or(|first| first.start != 0)
+        || !ordered
+        || spans.last().is_some_and(|last| last.start >= tokens)
+    {
+        return Err(unknown());
+    }
+    let mut before: Option<u64> = None;
+    for span in spans {
+        let version = span.version.as_ref().ok_or_else(unknown)?;
+        version.checked_digest().map_err(|_| unknown())?;
+        if let Some(before) = before.filter(|before| *before >= version.step) {
+            return Err(format!(
+                "whose tokens go back from policy version {before} to {}",
+                version.step
+            ));
+        }
+        before = Some(version.step);
+    }
+    Ok(())
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), String> {
+    if text.len() > MAX_NAME {
+        return Err(format!("a {what} of {} bytes", text.len()));
+    }
+    Ok(())
+}
+
+fn check_device(device: Option<&v1::DeviceInfo>) -> Result<(), String> {
+    let Some(device) = device else { return Ok(()) };
+    check_text("device", &device.device)?;
+    check_text("device's name", &device.name)?;
+    check_text("device's arithmetic", &device.numerics)
+}
+
+fn check_nccl_id(id: &[u8]) -> Result<(), String> {
+    if id.is_empty() || id.len() == NCCL_ID_BYTES {
+        Ok(())
+    } else {
+        Err(format!("an NCCL id of {} bytes", id.len()))
+    }
+}
+
+/// Numbers that are counts or times.
+fn check_amounts(amounts: &[(&str, f64)]) -> Result<(), String> {
+    match amounts
+        .iter()
+        .find(|(_, value)| !(value.is_finite() && *value >= 0.0))
+    {
+        Some((what, value)) => Err(format!("its {what} is {value}")),
+        None => Ok(()),
+    }
+}
+
+fn check_metrics(metrics: Option<&v1::StepMetrics>) -> Result<(), String> {
+    let Some(m) = metrics else { return Ok(()) };
+    let signed = [("loss", m.loss), ("KL", m.kl), ("entropy", m.entropy)];
+    if let Some((what, value)) = signed.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(format!("the step's {what} is {value}"));
+    }
+    check_amounts(&[
+        ("gradient's norm", m.grad_norm),
+        ("learning rate", m.lr),
+        ("mean ratio", m.ratio_mean),
+        ("largest ratio", m.ratio_max),
+        ("clipped share", m.clip_fraction),
+        ("largest log-prob difference", m.logprob_diff_max),
+        ("mean log-prob difference", m.logprob_diff_mean),
+        ("effective sample share", m.effective_sample_share),
+        ("corrected share", m.corrected_fraction),
+        ("mean staleness", m.staleness_mean),
+        ("forward time", m.seconds_forward),
+        ("backward time", m.seconds_backward),
+        ("optimiser's time", m.seconds_optimizer),
+        ("publishing time", m.seconds_publish),
+        ("checkpointing time", m.seconds_checkpoint),
+        ("time", m.seconds_total),
+    ])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +300,13 @@ mod tests {
             samples: 3,
             eval_problems: 5,
             eval_samples: 1,
+            probe_logprobs: 3,
         }
+    }
+
+    fn span(start: u32, step: u64) -> v1::VersionSpan {
+        let version = Some(v1::PolicyVersion::new(step, [step as u8; 32]));
+        v1::VersionSpan { start, version }
     }
 
     fn completion() -> v1::Completion {
@@ -162,7 +316,7 @@ mod tests {
             tokens: vec![1, 9],
             logprobs: vec![-0.5, 0.0],
             finish_reason: v1::FinishReason::Stop.into(),
-            versions: vec![v1::VersionSpan::default()],
+            versions: vec![span(0, 1)],
             decode_seconds: 0.1,
         }
     }
@@ -171,7 +325,7 @@ mod tests {
     fn a_completion_beyond_the_config_is_refused_with_what_is_wrong() {
         assert_eq!(limits().check_completion(&completion()), Ok(()));
         type Spoil = fn(&mut v1::Completion);
-        let cases: [(Spoil, &str); 10] = [
+        let cases: [(Spoil, &str); 17] = [
             (|c| c.tokens[0] = 10, "vocabulary"),
             (|c| c.tokens.clear(), "of 0 tokens"),
             (
@@ -185,6 +339,30 @@ mod tests {
             (|c| c.sample_index = 3, "doesn't have"),
             (|c| c.finish_reason = 0, "why it ended"),
             (|c| c.versions.clear(), "policy version"),
+            (|c| c.versions[0].start = 1, "policy version"),
+            (|c| c.versions[0].version = None, "policy version"),
+            (
+                |c| c.versions = vec![span(0, 1), span(2, 2)],
+                "policy version",
+            ),
+            (
+                |c| c.versions = vec![span(0, 1), span(0, 2)],
+                "policy version",
+            ),
+            (
+                |c| c.versions = vec![span(0, 2), span(1, 1)],
+                "go back from policy version 2 to 1",
+            ),
+            (|c| c.versions = vec![span(0, 2), span(1, 2)], "go back"),
+            (
+                |c| {
+                    c.versions[0].version = Some(v1::PolicyVersion {
+                        step: 1,
+                        digest: vec![0; 31],
+                    })
+                },
+                "policy version",
+            ),
         ];
         for (spoil, message) in cases {
             let mut spoilt = completion();
@@ -197,5 +375,82 @@ mod tests {
         assert!(limits().check_completion(&eval).is_err());
         eval.sample_index = 0;
         assert_eq!(limits().check_completion(&eval), Ok(()));
+    }
+
+    #[test]
+    fn a_completion_of_ever_newer_versions_is_taken() {
+        let mut newer = completion();
+        newer.versions = vec![span(0, 1), span(1, 3)];
+        assert_eq!(limits().check_completion(&newer), Ok(()));
+    }
+
+    #[test]
+    fn a_learner_s_numbers_are_finite_or_it_is_told_which_is_not() {
+        let result = || v1::StepResult {
+            probe_logprobs: vec![-0.5; 3],
+            metrics: Some(v1::StepMetrics {
+                loss: -0.1,
+                kl: -1e-9,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(limits().check_result(&result()), Ok(()));
+        type Spoil = fn(&mut v1::StepResult);
+        fn metrics(result: &mut v1::StepResult) -> &mut v1::StepMetrics {
+            result.metrics.as_mut().unwrap()
+        }
+        let cases: [(Spoil, &str); 7] = [
+            (|r| r.probe_logprobs[1] = f32::NAN, "probe is NaN"),
+            (|r| r.probe_logprobs[1] = f32::NEG_INFINITY, "probe is -inf"),
+            (|r| r.probe_logprobs.push(0.0), "4 log-probs"),
+            (|r| r.nccl_id = vec![0; 5], "NCCL id of 5"),
+            (|r| metrics(r).loss = f64::NAN, "loss is NaN"),
+            (
+                |r| metrics(r).grad_norm = f64::INFINITY,
+                "gradient's norm is inf",
+            ),
+            (|r| metrics(r).seconds_total = -1.0, "time is -1"),
+        ];
+        for (spoil, words) in cases {
+            let mut spoilt = result();
+            spoil(&mut spoilt);
+            let error = limits().check_result(&spoilt).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        let ready = v1::LearnerReady {
+            probe_logprobs: vec![f32::NAN],
+            ..Default::default()
+        };
+        assert!(limits().check_learner_ready(&ready).is_err());
+    }
+
+    #[test]
+    fn what_a_role_says_of_itself_is_of_a_size_that_people_read() {
+        let device = |name: String| {
+            Some(v1::DeviceInfo {
+                name,
+                ..Default::default()
+            })
+        };
+        let hello = |name: String| v1::WorkerHello {
+            worker_id: "w".into(),
+            device: device(name),
+            ..Default::default()
+        };
+        assert_eq!(Limits::check_worker(&hello("a GPU".into())), Ok(()));
+        let error = Limits::check_worker(&hello("x".repeat(300))).unwrap_err();
+        assert!(error.contains("device's name of 300 bytes"), "{error}");
+        let beat = v1::WorkerHeartbeat {
+            tokens_per_second: f64::NAN,
+            ..Default::default()
+        };
+        let error = Limits::check_heartbeat(&beat).unwrap_err();
+        assert!(error.contains("tokens a second is NaN"), "{error}");
+        let loaded = v1::AdapterLoaded {
+            probe_logprobs: vec![0.0; 4],
+            ..Default::default()
+        };
+        assert!(limits().check_loaded(&loaded).is_err());
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tina_proto::{
     FILE_DESCRIPTOR_SET,
-    auth::{TokenCheck, TokenError, read_token},
+    auth::{Admission, Gate, Role, TokenCheck, TokenError, read_token, role_of_token},
     client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
     v1::{
         self, adapters_server::AdaptersServer, control_server::ControlServer,
@@ -29,12 +29,9 @@ use tina_proto::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::interceptor::InterceptedService,
-    transport::{
-        Identity, Server, ServerTlsConfig,
-        server::{Router, TcpIncoming},
-    },
+use tonic::transport::{
+    Certificate, Identity, Server, ServerTlsConfig,
+    server::{Router, TcpIncoming},
 };
 
 pub use self::{
@@ -61,6 +58,12 @@ pub enum DoorError {
     /// The token can't be read.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The token of a role where the secret is needed.
+    #[error(
+        "the coordinator's token (cluster.token_file or TINA_TOKEN) is that of the role {0}: it needs \
+         the secret that roles' tokens are made from"
+    )]
+    RoleToken(Role),
     /// A certificate or key can't be read.
     #[error("{path}: can't be read")]
     Pem {
@@ -109,13 +112,51 @@ pub struct Shared {
 pub struct Doors {
     listener: TcpListener,
     address: SocketAddr,
-    token: Option<String>,
-    tls: Option<Identity>,
+    secret: Option<String>,
+    tls: Option<Tls>,
 }
 
+/// The server's side of TLS.
+struct Tls {
+    identity: Identity,
+    /// Who signs the certificates that clients must show; `None`: they needn't.
+    clients: Option<Certificate>,
+}
+
+impl Tls {
+    fn of(cluster: &ClusterSection) -> Result<Option<Self>, DoorError> {
+        let (Some(cert), Some(key)) = (&cluster.tls_cert, &cluster.tls_key) else {
+            return Ok(None);
+        };
+        let clients = cluster.tls_client_ca.as_deref().map(read).transpose()?;
+        Ok(Some(Self {
+            identity: Identity::from_pem(read(cert)?, read(key)?),
+            clients: clients.map(Certificate::from_pem),
+        }))
+    }
+
+    /// True when clients must show a certificate.
+    fn is_mutual(&self) -> bool {
+        self.clients.is_some()
+    }
+
+    fn config(self) -> ServerTlsConfig {
+        let tls = ServerTlsConfig::new()
+            .identity(self.identity)
+            .timeout(HANDSHAKE_DEADLINE);
+        match self.clients {
+            Some(authority) => tls.client_ca_root(authority),
+            None => tls,
+        }
+    }
+}
+
+/// A connection's TLS must be settled by then.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
 impl Doors {
-    /// Binds as the config says. Beyond loopback a token is demanded, and TLS too unless
-    /// `cluster.insecure` is set.
+    /// Binds as the config says. Beyond loopback a token (or mutual TLS) is demanded, and TLS too
+    /// unless `cluster.insecure` is set.
     ///
     /// # Errors
     /// See [`DoorError`].
@@ -124,12 +165,13 @@ impl Doors {
             .listen
             .parse()
             .map_err(|_| DoorError::Address(cluster.listen.clone()))?;
-        let token = read_token(cluster.token_file.as_deref().map(Path::new))?;
-        let tls = match (&cluster.tls_cert, &cluster.tls_key) {
-            (Some(cert), Some(key)) => Some(Identity::from_pem(read(cert)?, read(key)?)),
-            _ => None,
-        };
-        if let Some(missing) = missing(address, token.is_some(), tls.is_some(), cluster.insecure) {
+        let secret = read_token(cluster.token_file.as_deref().map(Path::new))?;
+        if let Some(role) = secret.as_deref().and_then(role_of_token) {
+            return Err(DoorError::RoleToken(role));
+        }
+        let tls = Tls::of(cluster)?;
+        let known = secret.is_some() || tls.as_ref().is_some_and(Tls::is_mutual);
+        if let Some(missing) = missing(address, known, tls.is_some(), cluster.insecure) {
             return Err(DoorError::Open { address, missing });
         }
         allow_connections();
@@ -139,7 +181,7 @@ impl Doors {
         Ok(Self {
             listener,
             address,
-            token,
+            secret,
             tls,
         })
     }
@@ -149,9 +191,14 @@ impl Doors {
         self.address
     }
 
-    /// The shared token, for the roles that are launched here.
-    pub fn token(&self) -> Option<&str> {
-        self.token.as_deref()
+    /// The shared secret, for the roles that are launched here.
+    pub fn secret(&self) -> Option<&str> {
+        self.secret.as_deref()
+    }
+
+    /// True when clients must show a certificate.
+    pub fn is_mutual(&self) -> bool {
+        self.tls.as_ref().is_some_and(Tls::is_mutual)
     }
 
     /// Where roles on this machine dial.
@@ -176,21 +223,18 @@ impl Doors {
         shared: Arc<Shared>,
         stop: CancellationToken,
     ) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, DoorError> {
-        let check = TokenCheck::new(self.token.as_deref());
+        let admission = Admission::new(TokenCheck::new(self.secret.as_deref()), self.is_mutual());
         let mut server = Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .max_concurrent_streams(64);
-        if let Some(identity) = self.tls {
+        if let Some(tls) = self.tls {
             tina_proto::tls::choose_cryptography();
-            let tls = ServerTlsConfig::new()
-                .identity(identity)
-                .timeout(Duration::from_secs(10));
             server = server
-                .tls_config(tls)
+                .tls_config(tls.config())
                 .map_err(|e| DoorError::Setup(format!("TLS: {e:?}")))?;
         }
-        let router = routes(server, &shared, &check).await?;
+        let router = routes(server, &shared, &admission).await?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         Ok(tokio::spawn(router.serve_with_incoming_shutdown(
             incoming,
@@ -202,7 +246,7 @@ impl Doors {
 async fn routes(
     mut server: Server,
     shared: &Arc<Shared>,
-    check: &TokenCheck,
+    admission: &Admission,
 ) -> Result<Router, DoorError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let streams = streams::Streams::new(shared.clone());
@@ -237,14 +281,15 @@ async fn routes(
     let reflection_v1 = reflection().build_v1().map_err(failed)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(failed)?;
     Ok(server
+        // Whether it serves may be asked without a token.
         .add_service(health_service)
-        .add_service(InterceptedService::new(rollouts, check.clone()))
-        .add_service(InterceptedService::new(learning, check.clone()))
-        .add_service(InterceptedService::new(adapters, check.clone()))
-        .add_service(InterceptedService::new(status, check.clone()))
-        .add_service(InterceptedService::new(control, check.clone()))
-        .add_service(InterceptedService::new(reflection_v1, check.clone()))
-        .add_service(InterceptedService::new(reflection_v1alpha, check.clone())))
+        .add_service(Gate::new(rollouts, admission.clone()))
+        .add_service(Gate::new(learning, admission.clone()))
+        .add_service(Gate::new(adapters, admission.clone()))
+        .add_service(Gate::new(status, admission.clone()))
+        .add_service(Gate::new(control, admission.clone()))
+        .add_service(Gate::new(reflection_v1, admission.clone()))
+        .add_service(Gate::new(reflection_v1alpha, admission.clone())))
 }
 
 /// Lets this process have as many files and connections open as the system allows it; by default that is
@@ -268,11 +313,11 @@ fn read(path: &str) -> Result<Vec<u8>, DoorError> {
 }
 
 /// What an address beyond loopback lacks.
-fn missing(address: SocketAddr, token: bool, tls: bool, insecure: bool) -> Option<&'static str> {
+fn missing(address: SocketAddr, known: bool, tls: bool, insecure: bool) -> Option<&'static str> {
     if address.ip().to_canonical().is_loopback() {
         None
-    } else if !token {
-        Some("set a token (cluster.token_file or TINA_TOKEN)")
+    } else if !known {
+        Some("set a token (cluster.token_file or TINA_TOKEN) or mutual TLS (cluster.tls_client_ca)")
     } else if !tls && !insecure {
         Some("set cluster.tls_cert and cluster.tls_key (or cluster.insecure = true)")
     } else {

@@ -27,6 +27,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of an error's text at most.
 const MAX_TEXT: usize = 2048;
 
+/// Completions of one stream that can't be, after which it is closed.
+const MAX_MALFORMED: u32 = 100;
+
 /// The sending end of one stream; `C` is its kind of command.
 #[derive(Debug)]
 pub struct Outbox<C> {
@@ -179,9 +182,9 @@ async fn work(
             "a worker's first message must be Hello",
         ));
     };
-    let name = hello.worker_id.clone();
+    let name: String = hello.worker_id.chars().take(64).collect();
     let bad = |what: String| Status::invalid_argument(format!("worker {name}: {what}"));
-    Limits::check_name(&hello.worker_id).map_err(bad)?;
+    Limits::check_worker(&hello).map_err(bad)?;
     hello.address = format!(
         "{} {peer}",
         hello.address.chars().take(256).collect::<String>()
@@ -192,6 +195,7 @@ async fn work(
         outbox,
     };
     shared.inbound.send(arrived).await.map_err(|_| ended())?;
+    let mut malformed = 0;
     while let Some(message) = messages.message().await? {
         let Some(message) = message.message else {
             continue;
@@ -204,6 +208,7 @@ async fn work(
             }
             worker_message::Message::AdapterLoaded(mut loaded) => {
                 shorten(&mut loaded.error);
+                shared.limits.check_loaded(&loaded).map_err(bad)?;
                 Inbound::Event(Event::AdapterLoaded { session, loaded })
             }
             worker_message::Message::Heartbeat(heartbeat) => {
@@ -221,14 +226,22 @@ async fn work(
                         session,
                         completion,
                     }),
-                    Err(what) => Inbound::Malformed {
-                        session,
-                        failed: v1::SampleFailed {
-                            group_id: completion.group_id,
-                            sample_indices: vec![completion.sample_index],
-                            error: format!("worker {name} sent a completion {what}"),
-                        },
-                    },
+                    Err(what) => {
+                        malformed += 1;
+                        if malformed > MAX_MALFORMED {
+                            return Err(bad(format!(
+                                "more than {MAX_MALFORMED} completions that can't be, the last {what}"
+                            )));
+                        }
+                        Inbound::Malformed {
+                            session,
+                            failed: v1::SampleFailed {
+                                group_id: completion.group_id,
+                                sample_indices: vec![completion.sample_index],
+                                error: format!("worker {name} sent a completion {what}"),
+                            },
+                        }
+                    }
                 }
             }
         };
@@ -275,9 +288,9 @@ async fn learn(
             "a learner's first message must be Hello",
         ));
     };
-    let name = hello.learner_id.clone();
+    let name: String = hello.learner_id.chars().take(64).collect();
     let bad = |what: String| Status::invalid_argument(format!("learner {name}: {what}"));
-    Limits::check_name(&hello.learner_id).map_err(bad)?;
+    Limits::check_learner(&hello).map_err(bad)?;
     hello.address = format!(
         "{} {peer}",
         hello.address.chars().take(256).collect::<String>()
@@ -303,6 +316,7 @@ async fn learn(
         let event = match message {
             learner_message::Message::Hello(_) => return Err(bad("a second Hello".into())),
             learner_message::Message::Ready(ready) => {
+                shared.limits.check_learner_ready(&ready).map_err(bad)?;
                 published(ready.version.as_ref())?;
                 Event::LearnerReady {
                     session,
@@ -310,13 +324,15 @@ async fn learn(
                 }
             }
             learner_message::Message::StepResult(result) => {
+                shared.limits.check_result(&result).map_err(bad)?;
                 published(result.version.as_ref())?;
                 Event::StepResult {
                     session,
                     result: Box::new(result),
                 }
             }
-            learner_message::Message::Heartbeat(heartbeat) => {
+            learner_message::Message::Heartbeat(mut heartbeat) => {
+                shorten(&mut heartbeat.phase);
                 Event::LearnerHeartbeat { session, heartbeat }
             }
             learner_message::Message::Failed(mut failed) => {

@@ -164,6 +164,8 @@ pub(crate) struct Manners {
     /// Hangs up after so many completions, again and again.
     pub(crate) hang_up_after: Option<usize>,
     pub(crate) malformed: bool,
+    /// Fails what it is asked for, and brings junk for what it isn't.
+    pub(crate) hostile: bool,
     pub(crate) sample_time: Duration,
 }
 
@@ -174,6 +176,7 @@ impl Default for Manners {
             model: MODEL.into(),
             hang_up_after: None,
             malformed: false,
+            hostile: false,
             sample_time: Duration::from_millis(3),
         }
     }
@@ -189,7 +192,7 @@ pub(crate) fn options(address: &str) -> ClientOptions {
     ClientOptions {
         url: format!("http://{address}"),
         token: None,
-        ca_pem: None,
+        ..ClientOptions::default()
     }
 }
 
@@ -274,6 +277,7 @@ async fn serve_worker(
         .into_inner();
     let mut beat = tokio::time::interval(Duration::from_millis(100));
     let mut done = 0;
+    let mut asked = std::collections::BTreeSet::new();
     loop {
         let command = tokio::select! {
             command = commands.message() => command.ok()??.command?,
@@ -305,6 +309,35 @@ async fn serve_worker(
                     ..Default::default()
                 };
                 say(worker_message::Message::AdapterLoaded(loaded)).await?;
+            }
+            worker_command::Command::Sample(order) if manners.hostile => {
+                // Of the next group of this round.
+                let (round, group) = (order.group_id >> 24, order.group_id & 0xff_ffff);
+                let other = (round << 24) | ((group + 1) % 3);
+                asked.extend(order.sample_indices.iter().map(|i| (order.group_id, *i)));
+                for &index in &order.sample_indices {
+                    if !asked.contains(&(other, index)) {
+                        let junk = v1::Completion {
+                            group_id: other,
+                            sample_index: index,
+                            logprobs: vec![-0.5],
+                            tokens: vec![7],
+                            finish_reason: v1::FinishReason::Stop.into(),
+                            versions: vec![v1::VersionSpan {
+                                start: 0,
+                                version: order.version.clone(),
+                            }],
+                            decode_seconds: 0.001,
+                        };
+                        say(worker_message::Message::Completion(junk)).await?;
+                    }
+                }
+                let failed = v1::SampleFailed {
+                    group_id: order.group_id,
+                    sample_indices: order.sample_indices,
+                    error: "I won't".into(),
+                };
+                say(worker_message::Message::SampleFailed(failed)).await?;
             }
             worker_command::Command::Sample(order) => {
                 let version = order.version.clone()?;

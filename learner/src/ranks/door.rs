@@ -8,15 +8,12 @@ use std::{
 };
 
 use tina_proto::{
-    auth::TokenCheck,
+    auth::{Admission, Gate, TokenCheck},
     client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
     v1::{RunSpec, ranks_server::RanksServer},
 };
 use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle, time::sleep};
-use tonic::{
-    service::interceptor::InterceptedService,
-    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
-};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming};
 use tracing::{info, warn};
 
 use super::{ADDRESS_FILE, HubCrew, hub::Hub};
@@ -34,6 +31,8 @@ pub struct DoorOptions {
     pub listen: String,
     /// Certificate chain and private key (PEM).
     pub tls: Option<(Vec<u8>, Vec<u8>)>,
+    /// Authority (PEM) of the certificates that ranks have to show (mutual TLS).
+    pub client_ca: Option<Vec<u8>>,
     /// Beyond loopback without TLS; a token is needed all the same.
     pub insecure: bool,
 }
@@ -44,6 +43,7 @@ impl Default for DoorOptions {
         Self {
             listen: "127.0.0.1:0".to_owned(),
             tls: None,
+            client_ca: None,
             insecure: false,
         }
     }
@@ -54,6 +54,7 @@ impl fmt::Debug for DoorOptions {
         out.debug_struct("DoorOptions")
             .field("listen", &self.listen)
             .field("tls", &self.tls.is_some())
+            .field("client_ca", &self.client_ca.is_some())
             .field("insecure", &self.insecure)
             .finish()
     }
@@ -123,7 +124,8 @@ impl Door {
         let address = options.listen.parse::<SocketAddr>();
         let address = address.map_err(|_| DoorError::Address(options.listen.clone()))?;
         let tls = options.tls.is_some() || options.insecure;
-        if let Some(missing) = missing(address.ip(), token.is_some(), tls) {
+        let mutual = options.tls.is_some() && options.client_ca.is_some();
+        if let Some(missing) = missing(address.ip(), token.is_some() || mutual, tls) {
             return Err(DoorError::Open { address, missing });
         }
         let failed = |source| DoorError::Bind { address, source };
@@ -138,14 +140,17 @@ impl Door {
             .max_concurrent_streams(16);
         if let Some((cert, key)) = &options.tls {
             tina_proto::tls::choose_cryptography();
-            let tls = ServerTlsConfig::new()
+            let mut tls = ServerTlsConfig::new()
                 .identity(Identity::from_pem(cert, key))
                 .timeout(Duration::from_secs(10));
+            if let Some(ca) = &options.client_ca {
+                tls = tls.client_ca_root(Certificate::from_pem(ca));
+            }
             let set = server.tls_config(tls);
             server = set.map_err(|error| DoorError::Tls(format!("{error:?}")))?;
         }
         let service = RanksServer::new(hub.clone()).max_decoding_message_size(MESSAGE_BYTES);
-        let service = InterceptedService::new(service, TokenCheck::new(token));
+        let service = Gate::new(service, Admission::new(TokenCheck::new(token), mutual));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let (stop, stopped) = oneshot::channel::<()>();
         let router = server.add_service(service);

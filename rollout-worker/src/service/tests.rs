@@ -189,7 +189,7 @@ impl Stage {
         let client = ClientOptions {
             url,
             token,
-            ca_pem: None,
+            ..ClientOptions::default()
         };
         let options = WorkerOptions {
             slots: Some(3),

@@ -18,6 +18,7 @@ pub(super) enum Kind {
     Honest,
     OtherModel,
     OtherArithmetic,
+    Hostile,
 }
 
 pub(super) struct SimWorker {
@@ -140,6 +141,9 @@ impl Simulation {
                 exact,
                 ..
             } => {
+                if self.workers[index].kind == Kind::Hostile {
+                    return self.answer_with_malice(session, group, &indices, version);
+                }
                 let worker = &self.workers[index];
                 assert!(worker.kind == Kind::Honest, "a refused worker got work");
                 let held = worker.loaded.expect("asked before it had an adapter");
@@ -182,6 +186,64 @@ impl Simulation {
         }
     }
 
+    /// Holds samples back, fails them, brings them under another version, and brings samples that it
+    /// may not have been asked for.
+    fn answer_with_malice(
+        &mut self,
+        session: Session,
+        group: u64,
+        indices: &[u32],
+        version: Version,
+    ) {
+        for &index in indices {
+            let id = SampleId { group, index };
+            let completion = |id: SampleId, of: Version| v1::Completion {
+                group_id: id.group,
+                sample_index: id.index,
+                tokens: tokens_of(of, id),
+                versions: vec![v1::VersionSpan {
+                    start: 0,
+                    version: Some(of.to_wire()),
+                }],
+                ..Default::default()
+            };
+            let event = match self.rng.random_range(0..4) {
+                0 => continue,
+                1 => Event::SampleFailed {
+                    session,
+                    failed: v1::SampleFailed {
+                        group_id: group,
+                        sample_indices: vec![index],
+                        error: "malice".into(),
+                    },
+                },
+                2 => Event::Completion {
+                    session,
+                    completion: completion(
+                        id,
+                        Version {
+                            step: 99,
+                            ..version
+                        },
+                    ),
+                },
+                _ => {
+                    let plan = &self.world.plan;
+                    let (round, _) = RoundId::of_group(group);
+                    let other = SampleId {
+                        group: round.group(self.rng.random_range(0..plan.groups_per_step)),
+                        index: self.rng.random_range(0..plan.samples_per_group),
+                    };
+                    Event::Completion {
+                        session,
+                        completion: completion(other, version),
+                    }
+                }
+            };
+            self.report(session, event);
+        }
+    }
+
     pub(super) fn decoded(&mut self, index: usize, id: SampleId) {
         let worker = &mut self.workers[index];
         let (Some(Decoding { begun, .. }), Some(held)) =
@@ -201,8 +263,10 @@ impl Simulation {
             versions.push(span(1, held));
         }
         let session = worker.session;
-        let spoil =
-            self.rng.random_bool(self.world.mischief) && *self.spoiled.get(&id).unwrap_or(&0) < 2;
+        // The hostile one fails at it, too: three workers may not.
+        let most = if self.world.hostile { 1 } else { 2 };
+        let spoil = self.rng.random_bool(self.world.mischief)
+            && *self.spoiled.get(&id).unwrap_or(&0) < most;
         let mut completion = v1::Completion {
             group_id: id.group,
             sample_index: id.index,

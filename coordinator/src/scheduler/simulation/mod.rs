@@ -1,6 +1,8 @@
 //! The scheduler under every order of faults that a seed can think of: workers that come late,
 //! hang, die, reconnect, answer twice or under another version; a learner and a coordinator that
-//! are killed and start again from what was written; messages that are lost with their stream.
+//! are killed and start again from what was written; messages that are lost with their stream. In some
+//! worlds a worker means ill: it says that it gets on and brings nothing, fails what it is asked for,
+//! and brings what others are asked for.
 //!
 //! What must hold: the run ends with the very versions that a run without faults makes (every
 //! group was trained on exactly once, in the fixed order); nothing is acknowledged before it is
@@ -12,7 +14,7 @@ mod world;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::Arc,
     time::Duration,
 };
@@ -64,6 +66,8 @@ struct Simulation {
     workers: Vec<SimWorker>,
     learner: SimLearner,
     spoiled: BTreeMap<SampleId, u32>,
+    /// Who was asked for what.
+    asked: BTreeSet<(usize, SampleId)>,
     finished: bool,
 }
 
@@ -76,6 +80,7 @@ impl Simulation {
                 kind: match index {
                     // Without a learner the first worker is whom the others must agree with.
                     _ if index == 0 || !world.plan.given.is_empty() => Kind::Honest,
+                    _ if world.hostile && index + 1 == world.workers => Kind::Hostile,
                     _ if rng.random_bool(0.05) => Kind::OtherModel,
                     _ if rng.random_bool(0.05) => Kind::OtherArithmetic,
                     _ => Kind::Honest,
@@ -113,6 +118,7 @@ impl Simulation {
                 checkpoint: first_version(),
             },
             spoiled: BTreeMap::new(),
+            asked: BTreeSet::new(),
             finished: false,
         };
         for index in 0..sim.workers.len() {
@@ -153,6 +159,10 @@ impl Simulation {
 
     fn report(&mut self, session: Session, event: Event) {
         self.send(session, Happening::Arrives(session, event));
+    }
+
+    fn index_of(&self, session: Session) -> Option<usize> {
+        self.workers.iter().position(|w| w.session == Some(session))
     }
 
     /// A stream closes: both ends learn of it, what was on the way is lost.
@@ -221,9 +231,19 @@ impl Simulation {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::LoadAdapter { session, .. }
-            | Command::Sample { session, .. }
-            | Command::Cancel { session, .. } => {
+            Command::Sample {
+                session,
+                group,
+                ref indices,
+                ..
+            } => {
+                if let Some(worker) = self.index_of(session) {
+                    let samples = indices.iter().map(|&index| SampleId { group, index });
+                    self.asked.extend(samples.map(|id| (worker, id)));
+                }
+                self.send(session, Happening::ToWorker(session, command));
+            }
+            Command::LoadAdapter { session, .. } | Command::Cancel { session, .. } => {
                 self.send(session, Happening::ToWorker(session, command));
             }
             Command::Ack { session, sample } => {
@@ -245,6 +265,17 @@ impl Simulation {
                 self.send(session, Happening::ToLearner(session, command));
             }
             Command::Score { worker, completion } => {
+                let id = SampleId {
+                    group: completion.group_id,
+                    index: completion.sample_index,
+                };
+                let mut all = 0..self.workers.len();
+                let who = all.find(|index| *worker == *format!("w{index}"));
+                assert!(
+                    self.world.kills > 0.0
+                        || who.is_some_and(|who| self.asked.contains(&(who, id))),
+                    "{worker} was never asked for {id:?}"
+                );
                 let delay = self.rng.random_range(0..10);
                 let scored = Arc::new(Scored {
                     worker,
@@ -302,7 +333,11 @@ impl Simulation {
         for index in 0..self.workers.len() {
             if let Some(session) = self.workers[index].session {
                 // beats are not drawn from the faults: hundreds a second would be all there is
-                let heartbeat = v1::WorkerHeartbeat::default();
+                let hostile = self.workers[index].kind == Kind::Hostile;
+                let heartbeat = v1::WorkerHeartbeat {
+                    tokens_total: if hostile { self.now } else { 0 },
+                    ..Default::default()
+                };
                 self.happen(Event::WorkerHeartbeat { session, heartbeat });
             }
         }

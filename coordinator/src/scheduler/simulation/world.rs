@@ -27,6 +27,8 @@ pub(super) struct World {
     pub(super) checkpoint_every: u64,
     /// The learner's arithmetic gives other bits each time.
     pub(super) nondeterministic: bool,
+    /// The last worker means ill: it holds samples back, fails them, and brings others'.
+    pub(super) hostile: bool,
 }
 
 fn plan(rng: &mut ChaCha8Rng) -> Plan {
@@ -73,6 +75,7 @@ impl World {
     pub(super) fn of(seed: u64, rng: &mut ChaCha8Rng) -> Self {
         let calm = seed.is_multiple_of(4);
         let crowd = seed % 16 == 1;
+        let hostile = seed % 8 == 3;
         Self {
             workers: if crowd {
                 rng.random_range(150..300)
@@ -94,14 +97,16 @@ impl World {
             } else {
                 rng.random_range(0.0..0.02)
             },
-            // Where the coordinator never starts anew, nothing covers up for work that got stuck.
-            kills: if calm || seed % 3 == 2 {
+            // Where the coordinator never starts anew, nothing covers up for work that got stuck, and
+            // nobody may bring what another one was asked for.
+            kills: if calm || hostile || seed % 3 == 2 {
                 0.0
             } else {
                 rng.random_range(0.0..0.02)
             },
             checkpoint_every: rng.random_range(1..4),
             nondeterministic: seed % 8 == 7,
+            hostile,
         }
     }
 }
