@@ -237,3 +237,61 @@ fn ahead_of_the_learner_every_prompt_is_trained_on_as_often_wherever_a_process_i
         assert!(staleness <= 2, "trained on tokens {staleness} versions old");
     }
 }
+
+/// Workers hand adapters on in a chain; the first is killed in the middle of one.
+#[test]
+fn an_adapter_whose_relay_is_killed_on_the_way_arrives_all_the_same() {
+    // Three pieces, and little else that goes down a wire.
+    const LARGE: &[&str] = &[
+        "--set",
+        "lora.rank=320",
+        "--set",
+        "learner.lr=1e-3",
+        "--set",
+        "run.steps=8",
+        "--set",
+        "eval.before=false",
+        "--set",
+        "eval.after=false",
+    ];
+    const RELAYS: &[&str] = &[
+        "--set",
+        "cluster.adapter_relay=true",
+        "--set",
+        "cluster.adapter_fan_out=1",
+    ];
+    let bench = Bench::new();
+    bench.up("alone", LARGE).finish().summary();
+    let alone = bench.final_adapter("alone");
+
+    let wire = Wire::new(bench.path("runs/relayed/coordinator.addr"));
+    let mut up = bench.coordinator_with("relayed", &[LARGE, RELAYS].concat());
+    let url = wire.url();
+    up.address();
+    let mut workers = Vec::new();
+    // In the order of the chain.
+    for (count, at) in [(1, url), (2, up.address()), (3, up.address())] {
+        workers.push(bench.join_at(&at, "rollout-worker", 1));
+        up.wait_for("one more worker with its model", |status| {
+            let loaded = |state: &str| ["syncing", "ready"].contains(&state);
+            let loaded = status.workers.iter().filter(|w| loaded(&w.state));
+            loaded.count() == count
+        });
+    }
+    let told = wire.stop_after(Direction::Down, 3 << 20);
+    let _learner = bench.join_at(&up.address(), "learner", 1);
+    told.recv_timeout(PATIENCE).expect("an adapter on its way");
+    let step = up.status().expect("the run answers").step;
+    // Killed and waited for.
+    drop(workers.remove(0));
+    wire.cut_where_held();
+    up.finish().summary();
+    assert!((1..8).contains(&step), "killed at step {step}");
+    assert!(bench.final_adapter("relayed") == alone, "other bytes");
+    let log = bench.path("runs/relayed/logs/coordinator.log");
+    let log = fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains("bytes of an adapter from worker"),
+        "the second had the first as its relay, and lost it:\n{log}"
+    );
+}

@@ -4,6 +4,7 @@
 //! - `cpu`: this machine's CPU figures beside the peers', and beside the least that they take.
 //! - `cluster`: a real run of `tina up`, watched over its status service.
 //! - `scale`: a real coordinator under many simulated workers.
+//! - `spread`: a new adapter on its way to many workers.
 //! - `peer`: TRL's trainer on the same step.
 //! - `child`: a program that measures, as a process of its own. `host`: what surrounds this one.
 //! - `processes`: a process with all its descendants: their memory, their end.
@@ -27,6 +28,7 @@ mod processes;
 mod roles;
 mod scale;
 mod shapes;
+mod spread;
 mod stats;
 mod table;
 
@@ -34,7 +36,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{cluster as cluster_command, cpu as cpu_command, policy, side, step, verify};
+use commands::{
+    adapters, cluster as cluster_command, cpu as cpu_command, policy, side, step, verify,
+};
 
 /// Benchmarks of Tina, and side-by-side runs against peers
 #[derive(Debug, Parser)]
@@ -51,6 +55,7 @@ enum Command {
     Step(step::Args),
     Policy(policy::Args),
     Verify(verify::Args),
+    Adapters(adapters::Args),
     #[command(hide = true)]
     Side(side::Args),
 }
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Command::Step(args) => step::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Side(args) => side::run(&args),
     };
     match done {

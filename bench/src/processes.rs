@@ -149,28 +149,37 @@ impl Drop for Watch {
 
 /// Who else has the processors from now on, this process and the children that it waits for left
 /// out. Exact where no child of it is left running; [`Watch`] sees children that still run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Others {
     before: Processors,
     own: u64,
+    running: Vec<u32>,
 }
 
 impl Others {
     pub(crate) fn start() -> Self {
+        Self::beside(Vec::new())
+    }
+
+    /// With children that run all the while, which are no others.
+    pub(crate) fn beside(running: Vec<u32>) -> Self {
         Self {
             before: processors(),
-            own: own_ticks(),
+            own: ticks_with(&running),
+            running,
         }
     }
 
     /// Their share of all processors' time.
     pub(crate) fn share(&self) -> f64 {
-        foreign_share(
-            self.before,
-            processors(),
-            own_ticks().saturating_sub(self.own),
-        )
+        let own = ticks_with(&self.running).saturating_sub(self.own);
+        foreign_share(self.before, processors(), own)
     }
+}
+
+fn ticks_with(running: &[u32]) -> u64 {
+    let children = running.iter().filter_map(|pid| cpu_ticks(*pid));
+    own_ticks() + children.sum::<u64>()
 }
 
 /// Processor time of this process and of the children that it has waited for, in ticks.

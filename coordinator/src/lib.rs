@@ -7,6 +7,7 @@
 //! - [`data`]: the problems.
 //! - [`scheduler`]: the heart, a pure state machine; simulated under faults.
 //! - [`journal`]: what a run must not lose, in SQLite.
+//! - [`relays`]: from whom a worker gets a new adapter (pure).
 //! - [`report`]: one page about a run, from its journal.
 //! - [`scoring`]: from a completion's tokens to its rewards.
 //! - [`statistics`]: pass@1, pass@k and differences with intervals.
@@ -19,6 +20,7 @@ pub mod config;
 pub mod data;
 pub mod evaluation;
 pub mod journal;
+pub mod relays;
 pub mod report;
 mod run;
 pub mod scheduler;

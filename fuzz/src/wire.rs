@@ -5,18 +5,23 @@ use std::time::Duration;
 
 use prost::Message;
 use tina_coordinator::{
+    relays::Relays,
     scheduler::{
         Scheduler,
         types::{Command, Event, Plan, Restored, RoundId, Scored, Version},
     },
-    services::Limits,
+    services::{Inbound, Limits},
 };
 use tina_learner::{
     batch::{Assembly, Limits as BatchLimits},
     settings::Settings,
 };
 use tina_model::ModelConfig;
-use tina_proto::{adapters::Inbox, v1};
+use tina_proto::{
+    adapters::{Checks, Inbox, Source},
+    client::ClientOptions,
+    v1,
+};
 use tina_rollout_worker::check;
 
 /// The messages of an input, up to the first that is none.
@@ -69,6 +74,7 @@ fn device() -> Option<v1::DeviceInfo> {
 /// A scheduler with its scorer and its journal, which answer at once.
 struct Run {
     scheduler: Scheduler,
+    relays: Relays,
     now: Duration,
 }
 
@@ -115,6 +121,7 @@ impl Run {
         };
         Self {
             scheduler: Scheduler::new(plan, Restored::default()),
+            relays: Relays::new(1),
             now: Duration::ZERO,
         }
     }
@@ -123,7 +130,13 @@ impl Run {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut said = Vec::new();
+            let inbound = Inbound::Event(event);
+            self.relays.note(&inbound);
+            let Inbound::Event(event) = inbound else {
+                continue;
+            };
             self.scheduler.handle(self.now, event, &mut said);
+            self.relays.plan(&said, |_, _| false);
             for command in said {
                 match command {
                     Command::Score { worker, completion } => {
@@ -138,6 +151,9 @@ impl Run {
                         })));
                     }
                     Command::Record(scored) => events.push(Event::Recorded(vec![scored])),
+                    Command::LoadAdapter { session, version } => {
+                        self.relays.route(session, version);
+                    }
                     _ => {}
                 }
             }
@@ -150,6 +166,7 @@ impl Run {
             worker_id: format!("w{session}"),
             ..Default::default()
         };
+        self.relays.joined(session, &hello);
         self.tell(Event::WorkerHello { session, hello });
         self.worker(session, ready());
         self.worker(session, loaded());
@@ -253,6 +270,7 @@ fn ready() -> v1::WorkerMessage {
         model_digest: "m".into(),
         slots: 4,
         device: device(),
+        relay: "http://127.0.0.1:7".into(),
     }))
 }
 
@@ -262,6 +280,12 @@ fn loaded() -> v1::WorkerMessage {
             version: Some(version(0).to_wire()),
             probe_logprobs: vec![-1.0, -2.0],
             seconds: 0.1,
+            legs: vec![v1::AdapterLeg {
+                worker_id: "w1".into(),
+                bytes: 7,
+                problem: "it broke".into(),
+                wrong_bytes: true,
+            }],
             ..Default::default()
         },
     ))
@@ -448,7 +472,7 @@ pub mod worker_commands {
         ModelConfig::from_hf_json(config).expect("a config")
     }
 
-    /// Checks the run's specification and the samples asked for.
+    /// Checks the run's specification, the samples asked for, and whom an adapter is to be had from.
     pub fn run(bytes: &[u8]) {
         use v1::worker_command::Command as C;
         let model = model();
@@ -464,6 +488,17 @@ pub mod worker_commands {
                 Some(C::Sample(sample)) => {
                     if let Ok((task, indices)) = check::sample(sample, &plan) {
                         assert!(!indices.is_empty() && !task.prompt.is_empty());
+                    }
+                }
+                Some(C::LoadAdapter(load)) => {
+                    let version = load.version.unwrap_or_default();
+                    let checks = load.checks.unwrap_or_default();
+                    if let Ok(checks) = Checks::from_wire(&checks, &version, load.bytes) {
+                        assert!(checks.to_wire().digests.ends_with(&version.digest));
+                    }
+                    let coordinator = ClientOptions::default();
+                    for source in load.sources {
+                        let _ = Source::new(source.worker_id, &source.relay, &coordinator);
                     }
                 }
                 _ => {}
@@ -489,7 +524,20 @@ pub mod worker_commands {
             version: Some(version(0).to_wire()),
             exact: true,
         });
-        let commands = [welcome, sample];
+        let bytes = [7; 100];
+        let version = v1::PolicyVersion::of_bytes(3, &bytes);
+        let load = C::LoadAdapter(v1::LoadAdapter {
+            version: Some(version),
+            bytes: 100,
+            nccl: None,
+            sources: vec![v1::AdapterSource {
+                worker_id: "w".into(),
+                relay: "http://127.0.0.1:7".into(),
+            }],
+            checks: Some(Checks::of_bytes(&bytes).to_wire()),
+            depth: 1,
+        });
+        let commands = [welcome, load, sample];
         vec![stream(commands.map(|command| v1::WorkerCommand {
             command: Some(command),
         }))]

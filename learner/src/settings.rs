@@ -335,6 +335,7 @@ mod tests {
             run_dir: "runs/test".to_owned(),
             adapter_transport: String::new(),
             adapter_swap: String::new(),
+            adapter_fan_out: 0,
         }
     }
 

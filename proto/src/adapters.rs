@@ -5,14 +5,22 @@
 //! from the bytes that arrived when a stream breaks, and believed only once the SHA-256 agrees.
 //! The server's half is [`chunks`] (Fetch) and [`Inbox`] (Publish). [`NcclTransport`] is an extra
 //! between GPUs of one machine.
+//!
+//! Between workers: [`Relay`] hands an adapter on while it arrives and after, [`Relayed`] fetches one from
+//! several sources in turn, and [`Checks`] tell piece by piece whether what arrives is the adapter.
+//! `assembly` puts the pieces together, in a `transfer` that others may read from.
 
+mod assembly;
+mod checks;
 mod inbox;
 mod nccl;
+mod relay;
+mod relayed;
+mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, Stream, future::BoxFuture, stream};
-use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, transport::Channel};
 use tracing::debug;
@@ -27,8 +35,13 @@ use crate::{
     version::{BadDigest, hex, sha256},
 };
 
+pub use checks::{BadChecks, Checks};
 pub use inbox::{Inbox, Publication};
 pub use nccl::{Collective, NCCL_ID_BYTES, NCCL_INTERFACE_VARIABLE, Nccl, NcclTransport};
+pub use relay::{BadRelay, Reach, Relay};
+pub use relayed::{Fetched, Relayed, Source};
+
+use assembly::Assembly;
 
 /// Bytes of adapter in one message.
 pub const CHUNK_BYTES: usize = 512 << 10;
@@ -50,6 +63,14 @@ pub enum TransportError {
         version: String,
         /// Hex digest of what arrived.
         found: String,
+    },
+    /// A piece is not what it must be.
+    #[error("adapter {version}: the piece that ends at byte {end} is not the adapter's")]
+    WrongPiece {
+        /// The version asked for.
+        version: String,
+        /// Where the piece ends.
+        end: u64,
     },
     /// A chunk that doesn't fit what came before it.
     #[error("adapter {version}: {problem}")]
@@ -139,8 +160,25 @@ impl Broken {
     }
 
     fn silent(what: &str, deadline: Duration) -> Self {
-        Self::Passing(format!("no {what} within {} s", deadline.as_secs()))
+        Self::Passing(format!("no {what} within {} s", deadline.as_secs_f64()))
     }
+}
+
+/// How long a stream may be silent.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    /// Before its first answer.
+    open: Duration,
+    /// Before each chunk.
+    chunk: Duration,
+}
+
+impl Silence {
+    /// Where there is nobody else to ask.
+    const PATIENT: Self = Self {
+        open: STREAM_OPEN_DEADLINE,
+        chunk: CHUNK_DEADLINE,
+    };
 }
 
 /// Counts attempts that brought nothing, and waits between them.
@@ -212,27 +250,43 @@ impl GrpcTransport {
         Self { backoff, ..self }
     }
 
-    async fn fetch_once(&self, assembly: &mut Assembly) -> Result<(), Broken> {
-        let version = assembly.version.clone();
+    /// One stream. `silence` is the longest that is waited for its opening, and for each chunk.
+    async fn fetch_once(&self, assembly: &mut Assembly, silence: Silence) -> Result<(), Broken> {
+        let version = assembly.version().clone();
         let request = AdapterRequest {
             digest: version.digest.clone(),
             offset: assembly.held(),
         };
         let mut client = self.client.clone();
-        let mut chunks = timeout(STREAM_OPEN_DEADLINE, client.fetch(request))
+        let mut chunks = timeout(silence.open, client.fetch(request))
             .await
-            .map_err(|_| Broken::silent("answer", STREAM_OPEN_DEADLINE))?
+            .map_err(|_| Broken::silent("answer", silence.open))?
             .map_err(|status| Broken::from_status(&version, status))?
             .into_inner();
         while !assembly.is_complete() {
-            let chunk = timeout(CHUNK_DEADLINE, chunks.message())
+            let chunk = timeout(silence.chunk, chunks.message())
                 .await
-                .map_err(|_| Broken::silent("chunk", CHUNK_DEADLINE))?
+                .map_err(|_| Broken::silent("chunk", silence.chunk))?
                 .map_err(|status| Broken::from_status(&version, status))?
                 .ok_or_else(|| Broken::Passing("the stream ended early".to_owned()))?;
             assembly.push(chunk).map_err(Broken::Final)?;
         }
         Ok(())
+    }
+
+    /// Stream after stream, each from the bytes that arrived, until all are there.
+    async fn fetch_into(&self, assembly: &mut Assembly) -> Result<(), TransportError> {
+        let version = assembly.version().clone();
+        let mut attempts = Attempts::new(self.backoff, &version);
+        loop {
+            match self.fetch_once(assembly, Silence::PATIENT).await {
+                Ok(()) => return Ok(()),
+                Err(Broken::Final(error)) => return Err(error),
+                Err(Broken::Passing(why)) => {
+                    attempts.after(&version, assembly.held(), why).await?;
+                }
+            }
+        }
     }
 
     /// Sends from what the server holds on; returns what it holds then.
@@ -306,16 +360,8 @@ impl AdapterTransport for GrpcTransport {
     ) -> BoxFuture<'a, Result<Vec<u8>, TransportError>> {
         async move {
             let mut assembly = Assembly::new(version.clone(), self.limit)?;
-            let mut attempts = Attempts::new(self.backoff, version);
-            loop {
-                match self.fetch_once(&mut assembly).await {
-                    Ok(()) => return assembly.finish(),
-                    Err(Broken::Final(error)) => return Err(error),
-                    Err(Broken::Passing(why)) => {
-                        attempts.after(version, assembly.held(), why).await?;
-                    }
-                }
-            }
+            self.fetch_into(&mut assembly).await?;
+            Ok(Arc::unwrap_or_clone(assembly.finish()?))
         }
         .boxed()
     }
@@ -376,94 +422,6 @@ fn wrong_content(version: &PolicyVersion, found: &[u8]) -> TransportError {
     TransportError::WrongContent {
         version: version.short().to_string(),
         found: hex(found),
-    }
-}
-
-/// The bytes of one adapter as they arrive, in order; memory grows with what came, never beyond
-/// the limit.
-#[derive(Debug)]
-pub(crate) struct Assembly {
-    version: PolicyVersion,
-    limit: u64,
-    total: Option<u64>,
-    bytes: Vec<u8>,
-    /// Of `bytes`; kept up with them, so that hashing goes on while the rest is on its way.
-    hash: Sha256,
-}
-
-impl Assembly {
-    pub(crate) fn new(version: PolicyVersion, limit: u64) -> Result<Self, BadDigest> {
-        version.checked_digest()?;
-        Ok(Self {
-            version,
-            limit,
-            total: None,
-            bytes: Vec::new(),
-            hash: Sha256::new(),
-        })
-    }
-
-    pub(crate) fn version(&self) -> &PolicyVersion {
-        &self.version
-    }
-
-    pub(crate) fn held(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.total == Some(self.held())
-    }
-
-    pub(crate) fn push(&mut self, chunk: AdapterChunk) -> Result<(), TransportError> {
-        let bad = |problem: String| TransportError::BadChunk {
-            version: self.version.short().to_string(),
-            problem,
-        };
-        if chunk
-            .version
-            .as_ref()
-            .is_some_and(|version| version.digest != self.version.digest)
-        {
-            return Err(bad("a chunk of another version came".to_owned()));
-        }
-        let total = self.total.unwrap_or(chunk.total);
-        if chunk.total != total {
-            return Err(bad(format!(
-                "its size was {total} and is now {}",
-                chunk.total
-            )));
-        }
-        if total == 0 || total > self.limit {
-            return Err(bad(format!(
-                "its size is {total} bytes; 1 to {} are taken",
-                self.limit
-            )));
-        }
-        if chunk.offset != self.held() {
-            return Err(bad(format!(
-                "a chunk came at offset {}, where {} was next",
-                chunk.offset,
-                self.held()
-            )));
-        }
-        if chunk.data.len() as u64 > total - self.held() {
-            return Err(bad(format!("more than its {total} bytes came")));
-        }
-        self.total = Some(total);
-        self.bytes.extend_from_slice(&chunk.data);
-        self.hash.update(&chunk.data);
-        Ok(())
-    }
-
-    /// The bytes, if they are what the version's name says.
-    pub(crate) fn finish(self) -> Result<Vec<u8>, TransportError> {
-        let found = self.hash.finalize();
-        if found[..] == self.version.digest[..] {
-            Ok(self.bytes)
-        } else {
-            Err(wrong_content(&self.version, &found))
-        }
     }
 }
 

@@ -122,7 +122,7 @@ pub enum ClientError {
 }
 
 /// tonic's own message is "transport error"; the cause at the bottom is what helps.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(source) = deepest.source() {
         deepest = source;

@@ -105,6 +105,14 @@ pub struct Gauges {
     pub prompt_tokens: AtomicU64,
 }
 
+/// Gives an adapter's memory back beside the engine: that of a large one takes the system milliseconds.
+fn give_back(adapter: Option<Box<ReadyAdapter>>) {
+    let Some(adapter) = adapter else { return };
+    let aside = std::thread::Builder::new().name("old adapter".to_owned());
+    // Without a thread it is dropped here, with the closure.
+    let _ = aside.spawn(move || drop(adapter));
+}
+
 /// Samples completions, as many at a time as it has slots.
 pub struct Engine {
     decoder: Arc<Decoder>,
@@ -308,8 +316,7 @@ impl Engine {
                 (0..self.sequences.len()).for_each(|slot| self.cache.release(slot));
             }
         }
-        // The memory of the one before is given back here as well.
-        self.held = Some(adapter);
+        give_back(self.held.replace(adapter));
         loaded.pause_seconds = start.elapsed().as_secs_f64();
         Some(loaded)
     }

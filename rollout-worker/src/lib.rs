@@ -12,6 +12,7 @@
 //! - [`adapter`]: adapters made ready beside the engine.
 //! - [`engine`]: continuous batching over a `Decoder`; `thread` drives it.
 //! - `outbox`: completions that are not acknowledged yet.
+//! - `relay`: where it hands adapters on to other workers.
 //! - `state`: what to do about each thing that happens; `service` is the shell around it.
 
 pub mod adapter;
@@ -19,6 +20,7 @@ pub mod check;
 pub mod engine;
 mod outbox;
 pub mod queue;
+mod relay;
 pub mod seed;
 pub mod sequence;
 mod service;
@@ -28,4 +30,5 @@ pub mod stop;
 mod testing;
 mod thread;
 
+pub use relay::{RelayError, RelayOptions};
 pub use service::{WorkerError, WorkerOptions, run};

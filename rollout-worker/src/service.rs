@@ -1,5 +1,7 @@
 //! The async shell: dials, carries messages between coordinator, [`State`] and engine, and comes
-//! back when the coordinator was away.
+//! back when the coordinator was away. `fetch`: how an adapter comes here.
+
+mod fetch;
 
 use std::{
     future::Future,
@@ -10,7 +12,7 @@ use std::{
 use futures::future::OptionFuture;
 use tina_model::{Decoder, LoadOptions, ModelError, ModelSource, parse_device};
 use tina_proto::{
-    adapters::{AdapterTransport, GrpcTransport, MAX_ADAPTER_BYTES, Nccl, NcclTransport},
+    adapters::{GrpcTransport, MAX_ADAPTER_BYTES, Nccl, NcclTransport, Relayed},
     backoff::{Backoff, BackoffOptions},
     client::{
         AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, reason,
@@ -18,7 +20,7 @@ use tina_proto::{
     },
     host,
     v1::{
-        DeviceInfo, ModelSpec, PolicyVersion, RunSpec, WorkerCommand, WorkerHeartbeat, WorkerHello,
+        DeviceInfo, ModelSpec, RunSpec, WorkerCommand, WorkerHeartbeat, WorkerHello,
         worker_command::Command,
     },
 };
@@ -31,10 +33,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 use tracing::{info, warn};
 
+use self::fetch::{FetchDone, Way, by, fetch};
 use crate::{
-    adapter::{AdapterLoader, ReadyAdapter},
+    adapter::AdapterLoader,
     check,
     engine::{Capacity, Engine},
+    relay::{RelayError, RelayOptions, RelayServer},
     state::{Action, LoadedModel, Offer, State},
     thread::EngineThread,
 };
@@ -61,6 +65,8 @@ pub struct WorkerOptions {
     pub slots: Option<u32>,
     /// Without contact for this long the worker gives up.
     pub give_up_after: Duration,
+    /// Where it hands adapters on, in a run whose workers do.
+    pub relay: RelayOptions,
 }
 
 impl WorkerOptions {
@@ -72,6 +78,7 @@ impl WorkerOptions {
             device: "cpu".to_owned(),
             slots: None,
             give_up_after: Duration::from_secs(120),
+            relay: RelayOptions::default(),
         }
     }
 }
@@ -117,6 +124,9 @@ pub enum WorkerError {
         /// What the last attempt came to.
         last: String,
     },
+    /// It can't hand adapters on as it is told to.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// The engine's thread has ended.
     #[error("the sampling engine stopped unexpectedly: {0}")]
     Engine(String),
@@ -147,7 +157,7 @@ pub async fn run(
 }
 
 type ModelTask = JoinHandle<Result<(LoadedModel, Engine), WorkerError>>;
-type FetchTask = JoinHandle<(PolicyVersion, Result<Box<ReadyAdapter>, String>)>;
+type FetchTask = JoinHandle<FetchDone>;
 
 struct Worker {
     options: WorkerOptions,
@@ -157,6 +167,7 @@ struct Worker {
     model_task: Option<ModelTask>,
     fetch_task: Option<FetchTask>,
     nccl: Nccl,
+    relay: Option<RelayServer>,
     last_contact: Instant,
     last_heartbeat: (Instant, u64),
 }
@@ -173,6 +184,7 @@ impl Worker {
     fn new(options: WorkerOptions) -> Result<Self, WorkerError> {
         // A device that can't be had is told at once, not after dialling.
         parse_device(&options.device)?;
+        options.relay.check(options.coordinator.token.is_some())?;
         let auth = options.coordinator.interceptor()?;
         let hello = WorkerHello {
             worker_id: options.worker_id.clone(),
@@ -190,6 +202,7 @@ impl Worker {
             engine: None,
             model_task: None,
             fetch_task: None,
+            relay: None,
             last_contact: now,
             last_heartbeat: (now, 0),
         })
@@ -285,10 +298,10 @@ impl Worker {
                 }
                 Some(fetched) = OptionFuture::from(self.fetch_task.as_mut()) => {
                     self.fetch_task = None;
-                    let (version, adapter) = fetched.map_err(|error| {
+                    let done = fetched.map_err(|error| {
                         WorkerError::Engine(format!("fetching an adapter: {error}"))
                     })?;
-                    self.state.fetched(version, adapter)
+                    self.state.fetched(done.version, done.adapter, done.legs)
                 }
                 Some(event) = OptionFuture::from(self.engine.as_mut().map(|engine| engine.0.event())) => {
                     let event = event.ok_or_else(|| engine_gone("its thread ended"))?;
@@ -332,6 +345,7 @@ impl Worker {
                 if let Some(task) = self.fetch_task.take() {
                     task.abort();
                 }
+                self.start_relay(spec.adapter_fan_out)?;
                 let options = self.options.clone();
                 self.model_task = Some(tokio::task::spawn_blocking(move || {
                     load(*spec, offer, &options)
@@ -341,19 +355,25 @@ impl Worker {
                 version,
                 bytes,
                 nccl,
+                route,
             } => {
                 let limit = if bytes == 0 { MAX_ADAPTER_BYTES } else { bytes };
                 let grpc = GrpcTransport::new(channel.clone(), self.auth.clone())
                     .with_limit(limit.min(MAX_ADAPTER_BYTES));
-                let transport: Box<dyn AdapterTransport> = match nccl {
+                let relay = self.relay.as_ref().map(|server| server.relay().clone());
+                let way = match nccl {
                     Some(group) => {
-                        let nccl = self.nccl.clone();
-                        Box::new(NcclTransport::new(nccl, group, bytes, grpc))
+                        let nccl = NcclTransport::new(self.nccl.clone(), group, bytes, grpc);
+                        Way::Nccl(Box::new(nccl), relay)
                     }
-                    None => Box::new(grpc),
+                    None => {
+                        let plain = Relayed::new(grpc).with_relay(relay);
+                        let client = &self.options.coordinator;
+                        Way::Relayed(Box::new(by(route, plain, &version, bytes, client)))
+                    }
                 };
                 let (_, loader) = self.engine()?;
-                self.fetch_task = Some(tokio::spawn(fetch(transport, loader.clone(), version)));
+                self.fetch_task = Some(tokio::spawn(fetch(way, loader.clone(), version)));
             }
             Action::Engine(work) => {
                 if !self.engine()?.0.send(work) {
@@ -369,6 +389,31 @@ impl Worker {
             }
         }
         Ok(None)
+    }
+
+    /// In a run whose workers hand adapters on, this one begins to; in another, it ceases to.
+    fn start_relay(&mut self, fan_out: u32) -> Result<(), WorkerError> {
+        if fan_out == 0 {
+            self.relay = None;
+            self.state.relays_at(String::new());
+        }
+        if fan_out == 0 || self.relay.is_some() {
+            return Ok(());
+        }
+        let token = self.options.coordinator.token.as_deref();
+        match RelayServer::start(&self.options.relay, token, fan_out) {
+            Ok(server) => {
+                info!(address = server.address(), fan_out, "handing adapters on");
+                self.state.relays_at(server.address().to_owned());
+                self.relay = Some(server);
+            }
+            // Nobody asked for this port in particular: the run goes on without.
+            Err(error) if self.options.relay.is_default() => {
+                warn!(%error, "this worker hands no adapters on");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     fn engine(&self) -> Result<&(EngineThread, AdapterLoader), WorkerError> {
@@ -413,28 +458,6 @@ impl Worker {
         }
         self.state.heartbeat(heartbeat);
     }
-}
-
-/// Fetches an adapter and makes it ready, while the engine samples on under the old one.
-async fn fetch(
-    transport: Box<dyn AdapterTransport>,
-    loader: AdapterLoader,
-    version: PolicyVersion,
-) -> (PolicyVersion, Result<Box<ReadyAdapter>, String>) {
-    let started = Instant::now();
-    let bytes = match transport.fetch(&version).await {
-        Ok(bytes) => bytes,
-        Err(error) => return (version, Err(error.to_string())),
-    };
-    let seconds = started.elapsed().as_secs_f64();
-    info!(version = %version.short(), bytes = bytes.len(), seconds, "adapter fetched");
-    let name = version.clone();
-    let ready = tokio::task::spawn_blocking(move || loader.load_verified(name, &bytes));
-    let ready = match ready.await {
-        Ok(ready) => ready.map(Box::new),
-        Err(error) => Err(format!("adapter {}: {error}", version.short())),
-    };
-    (version, ready)
 }
 
 fn engine_gone(why: &str) -> WorkerError {

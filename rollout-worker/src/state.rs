@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 
 use tina_proto::v1::{
-    AdapterLoaded, DeviceInfo, LoadAdapter, NcclGroup, PolicyVersion, RunSpec, Sample,
-    SampleFailed, WorkerCommand, WorkerHeartbeat, WorkerHello, WorkerMessage, WorkerReady,
-    WorkerWelcome, worker_command::Command, worker_message::Message,
+    AdapterChecks, AdapterLeg, AdapterLoaded, AdapterSource, DeviceInfo, LoadAdapter, NcclGroup,
+    PolicyVersion, RunSpec, Sample, SampleFailed, WorkerCommand, WorkerHeartbeat, WorkerHello,
+    WorkerMessage, WorkerReady, WorkerWelcome, worker_command::Command, worker_message::Message,
 };
 use tracing::{info, warn};
 
@@ -38,6 +38,8 @@ pub(crate) enum Action {
         bytes: u64,
         /// Where the learner broadcasts it; it is fetched where there is none, or that fails.
         nccl: Option<NcclGroup>,
+        /// The workers to fetch it from first.
+        route: Route,
     },
     /// An order for the engine.
     Engine(Work),
@@ -55,6 +57,14 @@ pub(crate) struct Offer {
     pub(crate) max_slots: u32,
     /// For keys and values, MiB; 0: half of what is available.
     pub(crate) kv_memory_mb: u64,
+}
+
+/// Which workers hand an adapter on to this one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Route {
+    pub(crate) sources: Vec<AdapterSource>,
+    pub(crate) checks: Option<AdapterChecks>,
+    pub(crate) depth: u32,
 }
 
 /// A model that is ready to sample.
@@ -92,6 +102,10 @@ pub(crate) struct State {
     held: Option<AdapterLoaded>,
     /// The adapter that is being fetched or loaded.
     loading: Option<PolicyVersion>,
+    /// By which way it came, until that is told.
+    legs: Vec<AdapterLeg>,
+    /// Where this worker hands adapters on; empty: nowhere.
+    relay: String,
     /// Commands that wait for the model, or for an adapter.
     pending: VecDeque<Command>,
     outgoing: VecDeque<Message>,
@@ -108,10 +122,17 @@ impl State {
             model: ModelState::None,
             held: None,
             loading: None,
+            legs: Vec::new(),
+            relay: String::new(),
             pending: VecDeque::new(),
             outgoing: VecDeque::new(),
             outbox: Outbox::default(),
         }
+    }
+
+    /// From now on this worker hands adapters on at this address; empty: nowhere.
+    pub(crate) fn relays_at(&mut self, address: String) {
+        self.relay = address;
     }
 
     /// A stream to the coordinator begins.
@@ -258,6 +279,7 @@ impl State {
             model_digest: model.digest.clone(),
             slots: model.slots,
             device: Some(model.device.clone()),
+            relay: self.relay.clone(),
         }));
         let unacknowledged = self.outbox.completions().cloned().map(Message::Completion);
         self.outgoing.extend(unacknowledged);
@@ -323,6 +345,11 @@ impl State {
             version,
             bytes: load.bytes,
             nccl: load.nccl,
+            route: Route {
+                sources: load.sources,
+                checks: load.checks,
+                depth: load.depth,
+            },
         });
     }
 
@@ -331,21 +358,24 @@ impl State {
         let failed = AdapterLoaded {
             version: Some(version),
             error,
+            legs: std::mem::take(&mut self.legs),
             ..AdapterLoaded::default()
         };
         self.send(Message::AdapterLoaded(failed));
     }
 
-    /// The adapter is here, ready for the engine, or not.
+    /// The adapter is here, ready for the engine, or not; and by which way it came.
     pub(crate) fn fetched(
         &mut self,
         version: PolicyVersion,
         fetched: Result<Box<ReadyAdapter>, String>,
+        legs: Vec<AdapterLeg>,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.loading.as_ref() != Some(&version) {
             return actions; // of a run that is over
         }
+        self.legs = legs;
         match fetched {
             Ok(adapter) => {
                 let epoch = self.epoch;
@@ -431,7 +461,7 @@ impl State {
                 warn!(group_id, error, "sample failed");
                 self.send(Message::SampleFailed(failed));
             }
-            Event::Loaded(loaded) => {
+            Event::Loaded(mut loaded) => {
                 self.loading = None;
                 if loaded.error.is_empty() {
                     let version = loaded.version.clone().unwrap_or_default();
@@ -439,6 +469,7 @@ impl State {
                     info!(version = %version.short(), seconds, pause_ms, "adapter loaded");
                     self.held = Some(loaded.clone());
                 }
+                loaded.legs = std::mem::take(&mut self.legs);
                 self.send(Message::AdapterLoaded(loaded));
                 self.work_off(&mut actions);
             }

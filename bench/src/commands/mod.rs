@@ -1,5 +1,6 @@
 //! The benchmarks.
 
+pub(crate) mod adapters;
 pub(crate) mod cluster;
 pub(crate) mod cpu;
 pub(crate) mod policy;

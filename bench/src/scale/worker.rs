@@ -194,6 +194,7 @@ impl Worker {
             model_digest: MODEL.to_owned(),
             slots: self.shared.slots,
             device: Some(device()),
+            ..WorkerReady::default()
         };
         self.send(Message::Ready(ready)).await;
         self.shared.ready.fetch_add(1, Ordering::Relaxed);

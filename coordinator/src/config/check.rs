@@ -29,6 +29,8 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_RANKS: u32 = 256;
 /// Time between heartbeats, in ms; workers and learner beat no faster.
 const MIN_HEARTBEAT_MS: u32 = 100;
+/// Workers that a worker hands an adapter on to; more are no tree.
+const MAX_FAN_OUT: u32 = 64;
 
 /// Complains to the reader about everything impossible in `config`.
 pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
@@ -351,6 +353,11 @@ pub(super) fn check(config: &RunConfig, reader: &mut Reader) {
         "cluster.progress_timeout_s",
         config.cluster.progress_timeout_s > 0.0,
         positive,
+    );
+    check(
+        "cluster.adapter_fan_out",
+        (1..=MAX_FAN_OUT).contains(&config.cluster.adapter_fan_out),
+        &format!("must be between 1 and {MAX_FAN_OUT}"),
     );
 
     check_modules(config, reader);

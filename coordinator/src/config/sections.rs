@@ -721,6 +721,13 @@ section! {
         /// other GPUs of its machine; all other workers, and whatever fails, go by gRPC. Worth a
         /// try where adapters are larger than that or the processors are busy.
         adapter_transport: AdapterTransport = AdapterTransport::Grpc;
+        /// Workers hand a new adapter on to each other while it arrives, so that the coordinator
+        /// uploads it adapter_fan_out times, however many workers there are. Worth it where more
+        /// than that are on other machines; on one machine it brings nothing.
+        adapter_relay: bool = false;
+        /// Workers that a new adapter goes to from the coordinator, and from each worker.
+        #[unit = "workers"]
+        adapter_fan_out: u32 = 2;
     }
 }
 

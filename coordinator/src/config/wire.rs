@@ -70,6 +70,11 @@ impl RunConfig {
             run_dir: run_dir.to_owned(),
             adapter_transport: self.cluster.adapter_transport.as_str().to_owned(),
             adapter_swap: self.adapter_swap().as_str().to_owned(),
+            adapter_fan_out: if self.cluster.adapter_relay {
+                self.cluster.adapter_fan_out
+            } else {
+                0
+            },
         }
     }
 

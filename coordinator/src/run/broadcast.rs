@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use tina_proto::{adapters::NCCL_ID_BYTES, v1};
 
 use crate::{
+    relays::{Host, host_of},
     scheduler::types::{Command, Event, Session, Version},
     services::Inbound,
 };
@@ -15,23 +16,16 @@ use crate::{
 /// Where a process computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seat {
-    /// The machine: its name, and the address that it dials from.
-    host: (String, String),
+    host: Host,
     device: String,
 }
 
 impl Seat {
-    /// From Hello's address as the services complete it: `name:pid (ip:port)`.
+    /// From Hello's address as the services complete it.
     fn new(address: &str, device: Option<&v1::DeviceInfo>) -> Self {
-        let (own, peer) = address.split_once(' ').unwrap_or((address, ""));
-        let host = |text: &str| {
-            text.rsplit_once(':')
-                .map_or(text, |split| split.0)
-                .to_owned()
-        };
         let device = device.map_or("", |device| device.device.as_str());
         Self {
-            host: (host(own), host(peer)),
+            host: host_of(address),
             device: if device == "cuda" { "cuda:0" } else { device }.to_owned(),
         }
     }
@@ -159,6 +153,13 @@ impl Broadcasts {
             nccl: Some(group.place(0)),
         };
         Some((offer.learner, order))
+    }
+
+    /// Whether the worker has a place that it hasn't been given yet.
+    pub(super) fn has_place(&self, session: Session, version: Version) -> bool {
+        self.group
+            .as_ref()
+            .is_some_and(|group| group.version == version && group.ranks.contains_key(&session))
     }
 
     /// The worker's place in the group of this version, the first time it is asked for.

@@ -90,10 +90,18 @@ impl Shell {
             Command::LoadAdapter { session, version } => {
                 let held = self.parts.shared.adapters.get(&version.digest);
                 let bytes = held.map_or(0, |(_, bytes)| bytes.len() as u64);
+                let route = self.relays.route(session, version);
+                let checks = route.checked.then(|| {
+                    let checks = self.parts.shared.adapters.checks(&version.digest);
+                    checks.map(|checks| checks.to_wire())
+                });
                 let load = v1::LoadAdapter {
                     version: Some(version.to_wire()),
                     bytes,
                     nccl: self.broadcasts.place(session, version),
+                    sources: route.sources,
+                    checks: checks.flatten(),
+                    depth: route.depth,
                 };
                 follow.extend(self.command(session, worker_command::Command::LoadAdapter(load)));
             }

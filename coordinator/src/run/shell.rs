@@ -28,6 +28,7 @@ use super::{
 use crate::{
     config::RunConfig,
     journal::{Counters, Journal, Write},
+    relays::Relays,
     scheduler::{
         Scheduler,
         types::{Event, RoundId, Scored, Session, Version},
@@ -110,6 +111,7 @@ pub(super) struct Shell {
     /// The version whose adapter the store may not drop.
     pinned: Option<Version>,
     pub(super) broadcasts: Broadcasts,
+    pub(super) relays: Relays,
     reported: (Instant, i32, u64),
     /// When the counters were last sent to the journal.
     counted: Instant,
@@ -131,6 +133,7 @@ impl Shell {
             saved: None,
             pinned: None,
             broadcasts: Broadcasts::default(),
+            relays: Relays::new(parts.shared.spec.adapter_fan_out),
             reported: (parts.started, -1, 0),
             counted: parts.started,
             parts,
@@ -193,6 +196,8 @@ impl Shell {
 
     fn arrive(&mut self, inbound: Inbound) {
         self.broadcasts.note(&inbound);
+        let notes = self.relays.note(&inbound);
+        notes.into_iter().for_each(|note| self.warn(note));
         match inbound {
             Inbound::Worker {
                 session,
@@ -330,6 +335,10 @@ impl Shell {
                 let order = learner_command::Command::Broadcast(order);
                 events.extend(self.tell_learner(session, [order]));
             }
+            let broadcasts = &self.broadcasts;
+            self.relays.plan(&commands, |session, version| {
+                broadcasts.has_place(session, version)
+            });
             let policy = self.parts.scheduler.policy();
             if self.pinned != policy
                 && let Some(version) = policy

@@ -95,6 +95,7 @@ impl Bench {
             model_digest: MODEL.into(),
             slots,
             device,
+            ..Default::default()
         };
         self.tell(Event::WorkerReady { session, ready });
     }

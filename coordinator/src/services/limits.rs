@@ -1,6 +1,9 @@
 //! What a message may hold, by the run's config: checked before anything is kept of it.
 
-use tina_proto::{adapters::NCCL_ID_BYTES, v1};
+use tina_proto::{
+    adapters::{NCCL_ID_BYTES, Reach},
+    v1,
+};
 
 use crate::scheduler::types::{Purpose, RoundId};
 
@@ -99,8 +102,11 @@ impl Limits {
     }
 
     /// # Errors
-    /// What is wrong with the slots offered.
+    /// What is wrong with the slots offered, or with where it hands adapters on.
     pub fn check_ready(ready: &v1::WorkerReady) -> Result<(), String> {
+        if !ready.relay.is_empty() {
+            Reach::of(&ready.relay).map_err(|error| error.to_string())?;
+        }
         if ready.slots > MAX_SLOTS {
             return Err(format!(
                 "{} slots, at most {MAX_SLOTS} are taken",
@@ -452,5 +458,33 @@ mod tests {
             ..Default::default()
         };
         assert!(limits().check_loaded(&loaded).is_err());
+    }
+
+    #[test]
+    fn a_relay_s_address_without_tls_is_of_its_own_machine_or_refused() {
+        let check = |relay: &str| {
+            Limits::check_ready(&v1::WorkerReady {
+                slots: 4,
+                relay: relay.into(),
+                ..Default::default()
+            })
+        };
+        for fine in [
+            "",
+            "http://127.0.0.1:80",
+            "http://[::1]:80",
+            "https://a.example:443",
+        ] {
+            assert_eq!(check(fine), Ok(()));
+        }
+        for bad in [
+            "http://10.0.0.1:80",
+            "ftp://127.0.0.1:1",
+            "https://a/b:1",
+            "https://a",
+        ] {
+            assert!(check(bad).unwrap_err().contains("relay"), "{bad}");
+        }
+        assert!(check(&format!("https://{}:1", "a".repeat(300))).is_err());
     }
 }

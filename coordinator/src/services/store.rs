@@ -3,12 +3,15 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tina_proto::{
-    adapters::{self, Inbox, Publication},
+    adapters::{self, Checks, Inbox, Publication},
     v1::{self, AdapterChunk, AdapterRequest, PublishReply, adapters_server},
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -23,13 +26,23 @@ const KEPT: usize = 2;
 pub struct AdapterStore {
     inbox: Inbox,
     held: Mutex<Held>,
+    /// Bytes of adapters on their way to workers, so far.
+    uploaded: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     /// The policy: workers fetch its adapter, whatever else is published.
     pinned: Option<Version>,
-    adapters: VecDeque<(Version, Arc<[u8]>)>,
+    adapters: VecDeque<Adapter>,
+}
+
+#[derive(Debug)]
+struct Adapter {
+    version: Version,
+    bytes: Arc<[u8]>,
+    /// Made when they are first asked for, where they weren't found on the way.
+    checks: Option<Arc<Checks>>,
 }
 
 impl AdapterStore {
@@ -38,7 +51,13 @@ impl AdapterStore {
         Self {
             inbox: Inbox::new(limit),
             held: Mutex::default(),
+            uploaded: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that were sent to those who fetch.
+    pub fn uploaded(&self) -> u64 {
+        self.uploaded.load(Ordering::Relaxed)
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -50,8 +69,23 @@ impl AdapterStore {
         self.held()
             .adapters
             .iter()
-            .find(|(version, _)| version.digest[..] == *digest)
-            .cloned()
+            .find(|held| held.version.digest[..] == *digest)
+            .map(|held| (held.version, held.bytes.clone()))
+    }
+
+    /// What the pieces of the adapter with this digest must hash to.
+    pub fn checks(&self, digest: &[u8]) -> Option<Arc<Checks>> {
+        let mut held = self.held();
+        let adapter = held
+            .adapters
+            .iter_mut()
+            .find(|held| held.version.digest[..] == *digest)?;
+        let checks = &mut adapter.checks;
+        Some(
+            checks
+                .get_or_insert_with(|| Arc::new(Checks::of_bytes(&adapter.bytes)))
+                .clone(),
+        )
     }
 
     /// The policy is this one: its adapter is kept until the next, the one before need not be.
@@ -61,12 +95,20 @@ impl AdapterStore {
 
     /// Keeps an adapter at hand, in place of the oldest that isn't the policy's.
     pub fn put(&self, version: Version, bytes: Arc<[u8]>) {
+        self.keep(version, bytes, None);
+    }
+
+    fn keep(&self, version: Version, bytes: Arc<[u8]>, checks: Option<Checks>) {
         let mut held = self.held();
         let Held { pinned, adapters } = &mut *held;
-        adapters.retain(|(other, _)| other.digest != version.digest);
-        adapters.push_back((version, bytes));
+        adapters.retain(|other| other.version.digest != version.digest);
+        adapters.push_back(Adapter {
+            version,
+            bytes,
+            checks: checks.map(Arc::new),
+        });
         let pinned = pinned.map(|version| version.digest);
-        let is_free = |(version, _): &(Version, _)| Some(version.digest) != pinned;
+        let is_free = |held: &Adapter| Some(held.version.digest) != pinned;
         let surplus = adapters.iter().filter(|held| is_free(held)).count();
         for _ in KEPT..surplus {
             if let Some(oldest) = adapters.iter().position(is_free) {
@@ -103,7 +145,11 @@ impl adapters_server::Adapters for Adapters {
                 "no adapter {name} at hand; a newer one is announced"
             ))
         })?;
-        let chunks = adapters::chunks(version.to_wire(), bytes, offset)?;
+        let store = self.store.clone();
+        let chunks = adapters::chunks(version.to_wire(), bytes, offset)?.inspect(move |chunk| {
+            let length = chunk.as_ref().map_or(0, |chunk| chunk.data.len() as u64);
+            store.uploaded.fetch_add(length, Ordering::Relaxed);
+        });
         Ok(Response::new(Box::pin(chunks)))
     }
 
@@ -123,10 +169,14 @@ impl adapters_server::Adapters for Adapters {
             .await?
         {
             Publication::Held { version, held } => (version, held),
-            Publication::Complete { version, bytes } => {
+            Publication::Complete {
+                version,
+                bytes,
+                checks,
+            } => {
                 let held = bytes.len() as u64;
                 if let Some(name) = Version::from_wire(&version) {
-                    self.store.put(name, bytes.into());
+                    self.store.keep(name, bytes.into(), Some(checks));
                 }
                 (version, held)
             }

@@ -26,6 +26,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Bytes of an error's text at most.
 const MAX_TEXT: usize = 2048;
+/// Ways of one adapter that are listened to.
+const MAX_LEGS: usize = 16;
 
 /// Completions of one stream that can't be, after which it is closed.
 const MAX_MALFORMED: u32 = 100;
@@ -209,6 +211,10 @@ async fn work(
             worker_message::Message::AdapterLoaded(mut loaded) => {
                 shorten(&mut loaded.error);
                 shared.limits.check_loaded(&loaded).map_err(bad)?;
+                loaded.legs.truncate(MAX_LEGS);
+                loaded.legs.iter_mut().for_each(|leg| {
+                    shorten(&mut leg.problem);
+                });
                 Inbound::Event(Event::AdapterLoaded { session, loaded })
             }
             worker_message::Message::Heartbeat(heartbeat) => {

@@ -293,6 +293,7 @@ async fn serve_worker(
                     model_digest,
                     slots,
                     device: Some(device()),
+                    ..Default::default()
                 };
                 say(worker_message::Message::Ready(ready)).await?;
                 for completion in unacked.values() {

@@ -199,7 +199,7 @@ impl Adapters for Service {
         };
         let (version, held) = match self.inbox.receive(request.into_inner(), stored).await? {
             Publication::Held { version, held } => (version, held),
-            Publication::Complete { version, bytes } => {
+            Publication::Complete { version, bytes, .. } => {
                 let held = bytes.len() as u64;
                 self.held
                     .lock()

@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt as _};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Status;
 
-use super::{Assembly, MAX_ADAPTER_BYTES, TransportError};
+use super::{Assembly, Checks, MAX_ADAPTER_BYTES, TransportError};
 use crate::{
     client::CHUNK_DEADLINE,
     v1::{AdapterChunk, PolicyVersion},
@@ -49,6 +49,8 @@ pub enum Publication {
         version: PolicyVersion,
         /// The safetensors file.
         bytes: Vec<u8>,
+        /// Of its pieces, found while they came.
+        checks: Checks,
     },
 }
 
@@ -159,9 +161,11 @@ impl Inbox {
         }
         let whole = receiving.assembly.take();
         let whole = whole.ok_or_else(|| Status::internal("the assembly was lost"))?;
+        let (bytes, checks) = whole.finish_with_checks()?;
         Ok(Publication::Complete {
             version,
-            bytes: whole.finish()?,
+            bytes,
+            checks,
         })
     }
 }

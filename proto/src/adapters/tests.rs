@@ -105,7 +105,7 @@ impl Adapters for Service {
         };
         let (version, held) = match self.0.inbox.receive(stream, stored).await? {
             Publication::Held { version, held } => (version, held),
-            Publication::Complete { version, bytes } => {
+            Publication::Complete { version, bytes, .. } => {
                 let held = bytes.len() as u64;
                 let entry = (version.clone(), bytes.into());
                 self.0
@@ -293,7 +293,7 @@ fn chunks_that_do_not_fit_are_refused() {
         .push(chunk(&version, 50, 100, &bytes[50..]))
         .unwrap();
     assert!(assembly.is_complete());
-    assert_eq!(assembly.finish().unwrap(), bytes);
+    assert_eq!(*assembly.finish().unwrap(), bytes);
 }
 
 #[tokio::test]

@@ -8,12 +8,12 @@ use std::sync::{
 use futures::{StreamExt as _, stream::BoxStream};
 use tempfile::TempDir;
 use tina_proto::{
-    adapters::chunks,
+    adapters::{AdapterTransport as _, Checks, chunks},
     auth::TokenCheck,
     v1::{
-        AdapterChunk, AdapterRequest, Completion, CompletionAck, LoadAdapter, LoraSpec,
-        PublishReply, Sample, SamplingParams, WorkerMessage, WorkerReady, WorkerStop,
-        WorkerWelcome,
+        AdapterChunk, AdapterRequest, AdapterSource, Completion, CompletionAck, LoadAdapter,
+        LoraSpec, PolicyVersion, PublishReply, Sample, SamplingParams, WorkerMessage, WorkerReady,
+        WorkerStop, WorkerWelcome,
         adapters_server::{Adapters, AdaptersServer},
         rollouts_server::{Rollouts, RolloutsServer},
         worker_message::Message,
@@ -440,4 +440,56 @@ async fn a_worker_gives_up_on_a_coordinator_that_stays_away() {
     );
     assert!(error.to_string().contains(&url), "{error}");
     assert!(start.elapsed() >= give_up_after && start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn in_a_run_with_relays_a_worker_hands_on_what_it_got_and_says_from_whom_it_got_it() {
+    let mut stage = Stage::new(Some("right")).await;
+    let mut peer = stage.peer().await;
+    peer.hello().await;
+    let mut welcome = stage.welcome();
+    welcome.spec.as_mut().unwrap().adapter_fan_out = 1;
+    peer.say(Command::Welcome(welcome)).await;
+    let relay = peer.ready().await.relay;
+    assert!(relay.starts_with("http://127.0.0.1:"), "{relay}");
+    // Its own source is gone, so all of it comes from the coordinator.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let (version, bytes) = stage.coordinator.adapter.clone();
+    let load = LoadAdapter {
+        version: Some(version.clone()),
+        bytes: bytes.len() as u64,
+        sources: vec![AdapterSource {
+            worker_id: "gone".to_owned(),
+            relay: gone.clone(),
+        }],
+        checks: Some(Checks::of_bytes(&bytes).to_wire()),
+        depth: 1,
+        ..LoadAdapter::default()
+    };
+    peer.say(Command::LoadAdapter(load)).await;
+    let Message::AdapterLoaded(loaded) = peer.hear().await else {
+        panic!("no acknowledgement");
+    };
+    assert_eq!(loaded.error, "");
+    let legs: Vec<_> = loaded
+        .legs
+        .iter()
+        .map(|leg| (leg.worker_id.as_str(), leg.bytes))
+        .collect();
+    assert_eq!(legs, [("gone", 0), ("", bytes.len() as u64)]);
+    assert!(loaded.legs[0].problem.contains(&gone));
+
+    let options = ClientOptions {
+        url: relay,
+        token: Some("right".to_owned()),
+        ..ClientOptions::default()
+    };
+    let channel = connect(&options).await.unwrap();
+    let other = GrpcTransport::new(channel, options.interceptor().unwrap());
+    assert!(other.fetch(&version).await.unwrap() == *bytes);
+    assert_eq!(stage.coordinator.fetches.load(Ordering::SeqCst), 1);
+    peer.say(stop()).await;
+    stage.end().await.unwrap();
 }

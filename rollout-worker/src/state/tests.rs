@@ -53,7 +53,7 @@ fn load(step: u64, content: &str) -> WorkerCommand {
     command(Command::LoadAdapter(LoadAdapter {
         version,
         bytes: 7,
-        nccl: None,
+        ..LoadAdapter::default()
     }))
 }
 
@@ -157,7 +157,11 @@ fn ready() -> State {
     assert!(done(state.model_loaded(model("run"))).is_empty());
     assert_eq!(done(state.command(load(0, "adapter"))), ["fetch 0"]);
     assert_eq!(
-        done(state.fetched(version(0, "adapter"), Ok(fetched(version(0, "adapter"))))),
+        done(state.fetched(
+            version(0, "adapter"),
+            Ok(fetched(version(0, "adapter"))),
+            vec![]
+        )),
         ["load 0 in 1"]
     );
     assert!(done(state.engine_event(loaded(0, "adapter"))).is_empty());
@@ -205,7 +209,7 @@ fn samples_wait_for_the_adapter_that_was_announced_before_them() {
     state.heartbeat(WorkerHeartbeat::default());
     assert_eq!(said(&mut state), ["heartbeat 2"]);
     assert_eq!(
-        done(state.fetched(version(1, "next"), Ok(fetched(version(1, "next"))))),
+        done(state.fetched(version(1, "next"), Ok(fetched(version(1, "next"))), vec![])),
         ["load 1 in 1"]
     );
     assert_eq!(
@@ -239,13 +243,13 @@ fn where_adapters_are_swapped_under_way_only_samples_of_the_new_one_wait() {
         "of the one that is held"
     );
     let ready = fetched(version(1, "next"));
-    done(state.fetched(version(1, "next"), Ok(ready)));
+    done(state.fetched(version(1, "next"), Ok(ready), vec![]));
     assert_eq!(
         done(state.engine_event(loaded(1, "next"))),
         ["fetch 2", "sample 1[0, 1] in 1"]
     );
     // One that can't be had: the engine answers.
-    let gone = state.fetched(version(2, "after"), Err("gone".to_owned()));
+    let gone = state.fetched(version(2, "after"), Err("gone".to_owned()), vec![]);
     assert_eq!(done(gone), ["sample 2[0, 1] in 1"]);
 }
 
@@ -279,13 +283,13 @@ fn an_adapter_that_cannot_be_fetched_is_told_and_work_goes_on() {
     let mut state = ready();
     state.command(load(1, "next"));
     state.command(sample(1, &[0]));
-    let failed = state.fetched(version(1, "next"), Err("gone".to_owned()));
+    let failed = state.fetched(version(1, "next"), Err("gone".to_owned()), vec![]);
     assert_eq!(done(failed), ["sample 1[0] in 1"]);
     assert_eq!(said(&mut state), ["loaded 1 failed"]);
     // The same adapter may be asked for again.
     assert_eq!(done(state.command(load(1, "next"))), ["fetch 1"]);
     let nameless = command(Command::LoadAdapter(LoadAdapter::default()));
-    state.fetched(version(1, "next"), Err("gone".to_owned()));
+    state.fetched(version(1, "next"), Err("gone".to_owned()), vec![]);
     assert!(state.command(nameless).is_empty());
     assert_eq!(said(&mut state), ["loaded 1 failed", "loaded 0 failed"]);
 }
@@ -309,6 +313,7 @@ fn an_adapter_that_is_held_is_taken_again_where_a_group_waits_for_this_worker() 
         version: Some(version(5, "adapter")),
         bytes: 7,
         nccl: Some(group.clone()),
+        ..LoadAdapter::default()
     })));
     match actions.as_slice() {
         [Action::Fetch { bytes: 7, nccl, .. }] => assert_eq!(*nccl, Some(group)),
@@ -431,4 +436,43 @@ fn a_stop_ends_the_worker() {
         done(state.command(command(Command::Stop(stop)))),
         ["stop done"]
     );
+}
+
+#[test]
+fn an_acknowledgement_says_once_by_which_way_the_adapter_came() {
+    let mut state = ready();
+    let route = |actions: Vec<Action>| match actions.into_iter().next() {
+        Some(Action::Fetch { route, .. }) => route,
+        other => panic!("{other:?}"),
+    };
+    let source = AdapterSource {
+        worker_id: "w2".to_owned(),
+        relay: "http://127.0.0.1:9".to_owned(),
+    };
+    let (next, bytes) = (version(1, "next"), 7);
+    let told = route(state.command(command(Command::LoadAdapter(LoadAdapter {
+        version: Some(next.clone()),
+        bytes,
+        sources: vec![source.clone()],
+        depth: 1,
+        ..LoadAdapter::default()
+    }))));
+    assert_eq!((told.sources, told.depth), (vec![source], 1));
+    let leg = AdapterLeg {
+        worker_id: "w2".to_owned(),
+        bytes,
+        ..AdapterLeg::default()
+    };
+    state.fetched(next.clone(), Ok(fetched(next)), vec![leg.clone()]);
+    assert!(!state.has_message());
+    state.engine_event(loaded(1, "next"));
+    let mut legs = || match state.next_message().and_then(|message| message.message) {
+        Some(Message::AdapterLoaded(loaded)) => Some(loaded.legs),
+        _ => None,
+    };
+    assert_eq!(legs(), Some(vec![leg]));
+    // Asked again, it holds the adapter already.
+    state.command(load(1, "next"));
+    let again = state.next_message().and_then(|message| message.message);
+    assert!(matches!(again, Some(Message::AdapterLoaded(loaded)) if loaded.legs.is_empty()));
 }
