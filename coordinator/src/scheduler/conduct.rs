@@ -185,9 +185,9 @@ impl Scheduler {
                 .lost
                 .iter()
                 .filter(|(_, lost)| self.now < lost.last_seen + patience);
-            // Those of before a restart come back one by one.
-            let returning = self.resumed && self.now < self.plan.worker_timeout;
-            returning || here.any(|w| !gave_up(&w.id)) || back.any(|(id, _)| !gave_up(id))
+            // They come one by one, and who is first decides nothing.
+            let coming = self.now < self.plan.worker_timeout;
+            coming || here.any(|w| !gave_up(&w.id)) || back.any(|(id, _)| !gave_up(id))
         };
         let several = failures.len() >= MAX_SAMPLE_FAILURES;
         if !several && (times < MAX_SAMPLE_FAILURES as u32 || somebody_may()) {
@@ -313,6 +313,7 @@ mod tests {
     #[test]
     fn a_worker_that_is_alone_ends_the_run_when_it_fails_at_a_sample_three_times() {
         let mut bench = Bench::with_workers(&[8]);
+        bench.now += 2 * plan().worker_timeout;
         for _ in 0..2 {
             let said = fail(&mut bench, 0, 0);
             assert_eq!(Bench::failure(&said), None);

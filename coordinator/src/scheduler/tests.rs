@@ -371,6 +371,7 @@ fn a_completion_of_another_version_is_refused_and_sampled_again() {
 #[test]
 fn a_failed_sample_is_tried_elsewhere_and_when_all_failed_twice_the_run_ends() {
     let mut bench = Bench::with_workers(&[8, 8]);
+    bench.now += 2 * plan().worker_timeout;
     let failed = v1::SampleFailed {
         group_id: RoundId::train(1).group(0),
         sample_indices: vec![2],

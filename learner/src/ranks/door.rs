@@ -106,6 +106,8 @@ impl Drop for Door {
             }
         }
         self.server.abort();
+        // Connections outlive the server's task.
+        self.hub.disband();
     }
 }
 

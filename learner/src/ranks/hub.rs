@@ -114,6 +114,13 @@ impl Hub {
         }
     }
 
+    /// Lets nobody in any more, and ends the streams of those who are there: they dial again.
+    pub(super) fn disband(&self) {
+        let mut members = self.members();
+        members.closed.get_or_insert("the learner ended".to_owned());
+        members.by_seat.clear();
+    }
+
     /// Ranks that are connected.
     pub(super) fn count(&self) -> usize {
         self.members().by_seat.len()
