@@ -160,7 +160,7 @@ impl RankSettings {
 
     /// Of a specification of which nothing else is looked at.
     pub fn of_spec(spec: &RunSpec) -> Result<Self, SpecError> {
-        Self::new(&spec.learner.clone().unwrap_or_default())
+        Self::new(&spec.learner.unwrap_or_default())
     }
 }
 

@@ -267,7 +267,8 @@ impl Gathering<'_, '_> {
                     outcomes,
                 }) => self.take(computer, seat, node, &values, outcomes)?,
                 Some(News::Lost(seat, why)) => {
-                    if self.forget(seat) {
+                    let had_work = self.forget(seat);
+                    if had_work {
                         warn!(why, "a rank was lost in the middle of a step");
                     }
                 }

@@ -197,7 +197,7 @@ impl<'a> Work<'a> {
             (advantages[group][sample], weight)
         };
         let cuts = cut(&shapes, settings.micro_batch_tokens);
-        let passes = cuts.iter().map(|cut| Pass::new(batch, cut, &scored));
+        let passes = cuts.iter().map(|cut| Pass::new(batch, cut, scored));
         Self {
             passes: passes.collect(),
         }

@@ -10,9 +10,9 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
 };
-use half::bf16;
+use half::{bf16, f16};
 use tina_model::{
-    Distribution, Scratch,
+    Bits, Blocks, Distribution, Scratch,
     kernels::{
         self,
         bf16::to_bf16,
@@ -56,10 +56,30 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group
 }
 
+/// A matrix of this format.
+fn frozen(k: usize, n: usize, format: Format) -> Frozen {
+    let w = values(k * n, 2);
+    if format != Format::Blocks {
+        return Frozen::direct(&w, k, n, format);
+    }
+    let levels = w.iter().map(|w| ((w + 0.5) * 15.9) as i8);
+    Frozen::of_blocks(&Blocks {
+        rows: n,
+        inner: k,
+        bits: Bits::Four,
+        scales: vec![[f16::from_f32(0.06), f16::from_f32(-0.5)]; k * n / 32],
+        levels: levels.collect(),
+    })
+}
+
 fn products(c: &mut Criterion) {
     let _hot = team::stay_hot();
-    for format in [Format::F32, Format::Bf16] {
-        let mut group = group(c, &format!("product/{}", kernels::numerics(format)));
+    for format in [Format::F32, Format::Bf16, Format::Blocks] {
+        let name = match format {
+            Format::Blocks => "blocks of four bits",
+            _ => kernels::numerics(format),
+        };
+        let mut group = group(c, &format!("product/{name}"));
         for (m, k, n) in [
             (1, HIDDEN, WIDE),
             (4, HIDDEN, WIDE),
@@ -73,11 +93,11 @@ fn products(c: &mut Criterion) {
         ] {
             let x = values(m * k, 1);
             let x_rounded = rounded(&x);
-            let rows = match format {
-                Format::F32 => Rows::F32(&x),
+            let rows = match kernels::matmul::rows_format(format) {
                 Format::Bf16 => Rows::Bf16(&x_rounded),
+                _ => Rows::F32(&x),
             };
-            let w = Frozen::direct(&values(k * n, 2), k, n, format);
+            let w = frozen(k, n, format);
             let mut out = vec![0f32; m * n];
             group.throughput(Throughput::Elements((2 * m * k * n) as u64));
             group.bench_function(BenchmarkId::from_parameter(format!("{m}x{k}x{n}")), |b| {
@@ -86,7 +106,7 @@ fn products(c: &mut Criterion) {
         }
         let (m, k, n) = (512, HIDDEN, HIDDEN);
         let x = values(m * k, 1);
-        let w = Frozen::direct(&values(k * n, 2), k, n, format);
+        let w = frozen(k, n, format);
         let low = values(m * RANK, 3);
         let b = Packed::direct(&values(RANK * n, 4), RANK, n);
         let residual = values(m * n, 5);

@@ -118,11 +118,11 @@ fn a_completion_of_another_version_is_refused_by_name() {
     let spans = &mut bad.completions[0].completion.as_mut().unwrap().versions;
     spans.push(VersionSpan {
         start: 1,
-        version: Some(PolicyVersion::new(3, [9; 32])),
+        version: Some(PolicyVersion::new(5, [9; 32])),
     });
     let error = refusal(bad);
     assert!(
-        error.contains("group 2, sample 1") && error.contains("3:09090909"),
+        error.contains("group 2, sample 1") && error.contains("5:09090909"),
         "{error}"
     );
 }

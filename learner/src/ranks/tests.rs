@@ -172,11 +172,13 @@ impl ByHand {
     }
 }
 
+type Deed = Box<dyn FnOnce() + Send>;
+
 /// Hears what is given out, and lets things happen right after.
 #[derive(Clone, Default)]
 struct Watch {
     given: Arc<Mutex<Vec<(Seat, usize)>>>,
-    then: Arc<Mutex<BTreeMap<usize, Box<dyn FnOnce() + Send>>>>,
+    then: Arc<Mutex<BTreeMap<usize, Deed>>>,
 }
 
 impl Watch {

@@ -62,6 +62,7 @@ impl Simulation {
         }
         let session = self.dial();
         self.workers[index].session = Some(session);
+        self.dialled.insert(session, index);
         let device = v1::DeviceInfo {
             device: "cpu".into(),
             numerics: "cpu-sim".into(),

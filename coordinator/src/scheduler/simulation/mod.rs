@@ -66,7 +66,9 @@ struct Simulation {
     workers: Vec<SimWorker>,
     learner: SimLearner,
     spoiled: BTreeMap<SampleId, u32>,
-    /// Who was asked for what.
+    /// Whose stream each was, also of those that closed.
+    dialled: BTreeMap<Session, usize>,
+    /// Who was asked for what, whether it heard of it or not.
     asked: BTreeSet<(usize, SampleId)>,
     finished: bool,
 }
@@ -118,6 +120,7 @@ impl Simulation {
                 checkpoint: first_version(),
             },
             spoiled: BTreeMap::new(),
+            dialled: BTreeMap::new(),
             asked: BTreeSet::new(),
             finished: false,
         };
@@ -159,10 +162,6 @@ impl Simulation {
 
     fn report(&mut self, session: Session, event: Event) {
         self.send(session, Happening::Arrives(session, event));
-    }
-
-    fn index_of(&self, session: Session) -> Option<usize> {
-        self.workers.iter().position(|w| w.session == Some(session))
     }
 
     /// A stream closes: both ends learn of it, what was on the way is lost.
@@ -237,7 +236,7 @@ impl Simulation {
                 ref indices,
                 ..
             } => {
-                if let Some(worker) = self.index_of(session) {
+                if let Some(&worker) = self.dialled.get(&session) {
                     let samples = indices.iter().map(|&index| SampleId { group, index });
                     self.asked.extend(samples.map(|id| (worker, id)));
                 }

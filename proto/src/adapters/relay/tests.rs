@@ -392,6 +392,7 @@ fn tokens_go_over_tls_or_stay_on_the_machine() {
         url: "https://coordinator:1".to_owned(),
         token: Some("secret".to_owned()),
         ca_pem: Some(b"-----BEGIN".to_vec()),
+        ..ClientOptions::default()
     };
     let source = |relay: &str| Source::new("w".to_owned(), relay, &secret);
     assert!(source("http://127.0.0.1:5").is_ok() && source("https://other:5").is_ok());
