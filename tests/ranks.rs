@@ -12,7 +12,14 @@ use std::fs;
 
 use support::{Bench, STEPS};
 
-const TWO: &[&str] = &["--set", "learner.ranks=2"];
+/// With a KL term every group has a gradient, also where all its rewards are equal, as they are soon.
+const ONE: &[&str] = &["--set", "algorithm.kl_beta=0.01"];
+const TWO: &[&str] = &[
+    "--set",
+    "algorithm.kl_beta=0.01",
+    "--set",
+    "learner.ranks=2",
+];
 const SHARE: &str = "this rank's share of a gradient is done";
 
 /// Gradients that the second rank took part in.
@@ -25,7 +32,7 @@ fn shares(bench: &Bench, name: &str) -> usize {
 #[test]
 fn two_ranks_make_the_bytes_of_one_whichever_is_killed() {
     let bench = Bench::new();
-    bench.up("one", &[]).finish().summary();
+    bench.up("one", ONE).finish().summary();
     let one = bench.final_adapter("one");
 
     bench.up("two", TWO).finish().summary();
@@ -34,21 +41,19 @@ fn two_ranks_make_the_bytes_of_one_whichever_is_killed() {
         "two ranks differ from one"
     );
     let taken = shares(&bench, "two");
-    // How many it misses while it starts is the machine's affair.
-    assert!(taken > 0, "the second took part {taken} times");
+    assert!(taken > 20, "the second took part {taken} times");
 
     for (role, log) in [("learner-rank", "learner-rank-1"), ("learner", "learner")] {
         let name = format!("killed-{role}");
         let mut up = bench.up(&name, TWO);
-        for kill in 1..=2 {
-            // Progress decides: it is killed when it has work.
-            let before = shares(&bench, &name);
-            up.wait_for_step(kill * 8);
-            up.wait_for("the second rank at work", |_| {
-                shares(&bench, &name) > before
-            });
-            up.kill(role);
-        }
+        // Progress decides: it is killed when there is work for two.
+        up.wait_for_step(8);
+        up.wait_for("the second rank at work", |_| shares(&bench, &name) > 0);
+        up.kill(role);
+        let before = shares(&bench, &name);
+        up.wait_for("two ranks at work again", |_| {
+            shares(&bench, &name) > before + 1
+        });
         assert_eq!(up.finish().summary()["steps"], STEPS);
         assert!(
             bench.final_adapter(&name) == one,
@@ -57,6 +62,6 @@ fn two_ranks_make_the_bytes_of_one_whichever_is_killed() {
         let log = bench.path(&format!("runs/{name}/logs/{log}.log"));
         let log = fs::read_to_string(log).unwrap();
         let deaths = log.matches("signal: 9").count();
-        assert_eq!(deaths, 2, "it died in mid-run:\n{log}");
+        assert_eq!(deaths, 1, "it died in mid-run:\n{log}");
     }
 }

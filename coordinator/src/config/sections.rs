@@ -722,8 +722,8 @@ section! {
         /// try where adapters are larger than that or the processors are busy.
         adapter_transport: AdapterTransport = AdapterTransport::Grpc;
         /// Workers hand a new adapter on to each other while it arrives, so that the coordinator
-        /// uploads it adapter_fan_out times, however many workers there are. Worth it where more
-        /// than that are on other machines; on one machine it brings nothing.
+        /// uploads it adapter_fan_out times, however many workers there are. Meant for more
+        /// than that on other machines.
         adapter_relay: bool = false;
         /// Workers that a new adapter goes to from the coordinator, and from each worker.
         #[unit = "workers"]
