@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn a_process_is_watched_with_its_children_until_all_are_gone() {
         let mut child = Command::new("sh")
-            .args(["-c", "sleep 0.7; true"])
+            .args(["-c", "sleep 2; true"])
             .spawn()
             .unwrap();
         let watch = Watch::start(child.id());
