@@ -142,14 +142,14 @@ impl Engine {
         plan: RunPlan,
         capacity: Capacity,
     ) -> Result<Self, ModelError> {
-        let mut most = capacity.most.max(capacity.slots);
-        let mut cache = decoder.new_cache(most, plan.max_sequence_tokens)?;
-        let room = if cache.pages_held().is_some() {
-            Room::new(capacity)
-        } else {
-            most = capacity.slots;
+        let mut cache = decoder.new_cache(capacity.slots, plan.max_sequence_tokens)?;
+        let (room, most) = if cache.pages_held().is_some() {
+            // Pages come with tokens: slots cost nothing before.
+            let most = capacity.most.max(capacity.slots);
             cache = decoder.new_cache(most, plan.max_sequence_tokens)?;
-            Room::new(Capacity::fixed(most))
+            (Room::new(capacity), most)
+        } else {
+            (Room::new(Capacity::fixed(capacity.slots)), capacity.slots)
         };
         let gauges = Gauges::default();
         let limit = room.limit().unwrap_or_default();

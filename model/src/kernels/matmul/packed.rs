@@ -14,7 +14,7 @@ use crate::weights::blocks::Blocks;
 /// Sixteen columns of one k.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Group([f32; LANES]);
+pub(super) struct Group(pub(super) [f32; LANES]);
 
 /// Sixteen columns of two k's, the two side by side.
 #[derive(Clone, Copy, Debug)]

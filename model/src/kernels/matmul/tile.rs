@@ -7,7 +7,9 @@ use std::{cell::RefCell, mem::MaybeUninit};
 
 use super::{
     super::{Level, math::LANES, team},
-    Add, Thin, portable,
+    Add, Thin,
+    packed::Group,
+    portable,
     quantised::{self, block_lines},
 };
 #[cfg(target_arch = "x86_64")]
@@ -279,11 +281,6 @@ unsafe fn rectangle(job: &Job<'_>, rows: std::ops::Range<usize>, panels: std::op
         panel += width;
     }
 }
-
-/// Sixteen floats at the start of a cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Group([f32; LANES]);
 
 thread_local! {
     /// Panels of a task, dequantised.
