@@ -6,6 +6,7 @@ use tina_coordinator::config::RunConfig;
 use tina_proto::{
     auth::{Role, read_token, token_for},
     client::{ClientIdentity, ClientOptions},
+    door::ServerTls,
     tls::{CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE},
 };
 
@@ -125,7 +126,23 @@ pub(crate) fn of_run(
     credentials.client_options(url.trim(), role)
 }
 
-pub(crate) fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {
+/// What a role that others dial shows and asks to be shown.
+pub(crate) fn server_tls(
+    cert: Option<&Path>,
+    key: Option<&Path>,
+    client_ca: Option<&Path>,
+) -> Result<Option<ServerTls>, Failure> {
+    let (Some(cert), Some(key)) = (cert, key) else {
+        return Ok(None);
+    };
+    Ok(Some(ServerTls {
+        cert_pem: read_pem(cert)?,
+        key_pem: read_pem(key)?,
+        client_ca_pem: client_ca.map(read_pem).transpose()?,
+    }))
+}
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path)
         .map_err(|error| format!("{}: can't be read: {error}", path.display()).into())
 }

@@ -20,13 +20,14 @@ use tina_proto::{
     adapters::TransportError,
     backoff::{Backoff, BackoffOptions},
     client::{AuthInterceptor, ClientError, ClientOptions},
+    platform::aside,
     v1::{
         LearnerFailed, LearnerHeartbeat, LearnerWelcome, RunSpec, learner_command::Command,
         learner_message::Message,
     },
 };
 use tokio::{
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tonic::Status;
@@ -153,11 +154,12 @@ pub async fn run(
         last_contact: Instant::now(),
     };
     let (stopped, run_over) = tokio::select! {
+        biased;
+        () = shutdown => (Ok("asked to end".to_owned()), false),
         end = learner.dial_on() => {
             let over = end.is_ok();
             (end, over)
         }
-        () = shutdown => (Ok("asked to end".to_owned()), false),
     };
     let finished = learner.finish().await;
     // Where the run isn't over, the other ranks wait for the next learner.
@@ -269,7 +271,7 @@ impl Learner {
             Work::Idle(engine) => *engine,
             Work::Busy(task) => task.await.map_err(thread_died)?.0,
         };
-        let save = spawn_blocking(move || {
+        let save = aside(move || {
             let mut engine = engine;
             engine.save()
         });
@@ -367,7 +369,7 @@ impl Learner {
             }
         };
         let resume = welcome.resume;
-        self.work = Work::Busy(spawn_blocking(move || {
+        self.work = Work::Busy(aside(move || {
             let outcome = engine.resume(resume.as_ref());
             (engine, outcome)
         }));
@@ -388,7 +390,7 @@ impl Learner {
         let crew = self.open_door(spec).await?;
         let spec = spec.clone();
         let (device, state_dir) = (self.options.device.clone(), self.options.state_dir.clone());
-        self.work = Work::Loading(spawn_blocking(move || {
+        self.work = Work::Loading(aside(move || {
             let mut engine = Engine::load(spec, &device, state_dir.as_deref())?;
             if let Some(crew) = crew {
                 engine.share_with(crew);
@@ -420,7 +422,7 @@ impl Learner {
         };
         self.activity.set(LEARNING, batch.version.step + 1);
         let (mut engine, activity) = (*engine, self.activity.clone());
-        self.work = Work::Busy(spawn_blocking(move || {
+        self.work = Work::Busy(aside(move || {
             let outcome = engine.step(&batch, &activity.progress);
             (engine, outcome)
         }));
@@ -443,6 +445,7 @@ impl Learner {
     /// lost it computes on, and the next connection waits for it.
     async fn computed(&mut self, session: &mut Session) -> Result<(), End> {
         let outcome = tokio::select! {
+            biased;
             outcome = self.work.done() => outcome,
             end = session.interruption() => return Err(end),
         };

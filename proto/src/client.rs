@@ -187,8 +187,7 @@ pub async fn connect(options: &ClientOptions) -> Result<Channel, ClientError> {
                 source,
             })?;
     }
-    endpoint
-        .connect()
+    crate::platform::connect(endpoint)
         .await
         .map_err(|source| ClientError::Connect { url, source })
 }

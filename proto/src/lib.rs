@@ -6,7 +6,9 @@
 //! - [`client`]: dialling a coordinator: deadlines, keep-alive, size limits, TLS, what a caller shows.
 //! - [`auth`]: roles, which calls are for whom, and how a caller shows what it is.
 //! - [`backoff`]: how long to wait before dialling again (pure).
+//! - [`door`]: what every port that others dial has in common.
 //! - [`host`]: what a person knows a machine by.
+//! - [`platform`]: connections and threads: the system's, or a simulated world's.
 //! - [`tls`]: which cryptography TLS uses, and where a caller finds its certificates.
 //! - [`adapters`]: adapters by content over the wire: chunked, bounded, resumable, verified.
 
@@ -14,7 +16,9 @@ pub mod adapters;
 pub mod auth;
 pub mod backoff;
 pub mod client;
+pub mod door;
 pub mod host;
+pub mod platform;
 pub mod tls;
 pub mod version;
 

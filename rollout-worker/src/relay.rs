@@ -1,35 +1,29 @@
 //! The port where a worker hands adapters on to others. The same doors as the coordinator's: loopback by
 //! itself, and beyond it a token and TLS.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use tina_proto::{
     adapters::Relay,
     auth::{Admission, Gate, TokenCheck},
-    client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+    door::{Lack, ServerTls, lacks, server},
     v1::adapters_server::AdaptersServer,
 };
 use tokio::task::JoinHandle;
-use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
+use tonic::transport::server::TcpIncoming;
 
 /// The longest request: a digest and an offset.
 const MAX_REQUEST: usize = 4096;
-/// The longest that TLS may take to agree.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Where a worker hands adapters on.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RelayOptions {
     /// Port 0: any that is free.
     pub listen: SocketAddr,
     /// The name or address that other machines reach this one by; `None`: `listen`'s.
     pub host: Option<String>,
-    /// Certificate chain and private key (PEM).
-    pub tls: Option<(Vec<u8>, Vec<u8>)>,
+    /// What other workers are shown, and have to show.
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for RelayOptions {
@@ -40,16 +34,6 @@ impl Default for RelayOptions {
             host: None,
             tls: None,
         }
-    }
-}
-
-impl fmt::Debug for RelayOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RelayOptions")
-            .field("listen", &self.listen)
-            .field("host", &self.host)
-            .field("tls", &self.tls.is_some())
-            .finish()
     }
 }
 
@@ -83,10 +67,6 @@ pub enum RelayError {
     Tls(tonic::transport::Error),
 }
 
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
-}
-
 impl RelayOptions {
     /// Whether nobody asked for anything else.
     pub(crate) fn is_default(&self) -> bool {
@@ -97,20 +77,23 @@ impl RelayOptions {
     /// Whether it may listen there.
     pub(crate) fn check(&self, token: bool) -> Result<(), RelayError> {
         let address = self.listen;
-        if is_loopback(address.ip()) {
-            return Ok(());
-        }
-        let open = |missing| RelayError::Open { address, missing };
-        if !token {
-            return Err(open("set a token (TINA_TOKEN or --token-file)"));
-        }
-        if self.tls.is_none() {
-            return Err(open("set --relay-cert and --relay-key"));
+        if let Some(lack) = lacks(address.ip(), token || self.is_mutual(), self.tls.is_some()) {
+            let missing = match lack {
+                Lack::Callers => {
+                    "set a token (TINA_TOKEN or --token-file) or mutual TLS (--relay-client-ca)"
+                }
+                Lack::Tls => "set --relay-cert and --relay-key",
+            };
+            return Err(RelayError::Open { address, missing });
         }
         if address.ip().is_unspecified() && self.host.is_none() {
             return Err(RelayError::Nameless(address));
         }
         Ok(())
+    }
+
+    fn is_mutual(&self) -> bool {
+        self.tls.as_ref().is_some_and(ServerTls::is_mutual)
     }
 
     /// As other workers dial it, once the port is known.
@@ -156,18 +139,12 @@ impl RelayServer {
         let listener = bind().map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
         let relay = Relay::new(2 * fan_out as usize);
-        let mut server = Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        let mut server = server(options.tls.as_ref())
+            .map_err(RelayError::Tls)?
             .max_concurrent_streams(4);
-        if let Some((cert, key)) = &options.tls {
-            tina_proto::tls::choose_cryptography();
-            let identity = Identity::from_pem(cert, key);
-            let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE);
-            server = server.tls_config(tls).map_err(RelayError::Tls)?;
-        }
         let adapters = AdaptersServer::new(relay.clone()).max_decoding_message_size(MAX_REQUEST);
-        let service = Gate::new(adapters, Admission::new(TokenCheck::new(token), false));
+        let admission = Admission::new(TokenCheck::new(token), options.is_mutual());
+        let service = Gate::new(adapters, admission);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = server.add_service(service).serve_with_incoming(incoming);
         Ok(Self {
@@ -202,7 +179,11 @@ mod tests {
         let options = |listen: &str, tls: bool, host: bool| RelayOptions {
             listen: listen.parse().unwrap(),
             host: host.then(|| "host.example".to_owned()),
-            tls: tls.then(|| (b"cert".to_vec(), b"key".to_vec())),
+            tls: tls.then(|| ServerTls {
+                cert_pem: b"cert".to_vec(),
+                key_pem: b"key".to_vec(),
+                client_ca_pem: None,
+            }),
         };
         assert!(options("127.0.0.1:0", false, false).check(false).is_ok());
         assert!(options("[::1]:0", false, false).check(false).is_ok());
@@ -219,7 +200,6 @@ mod tests {
         assert_eq!(Reach::of(&url), Ok(Reach::Everyone));
         let url = options("0.0.0.0:7", true, true).url(8);
         assert_eq!(url, "https://host.example:8");
-        assert!(!format!("{:?}", options("10.0.0.1:7", true, false)).contains("key\""));
     }
 
     #[tokio::test]

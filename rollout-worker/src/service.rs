@@ -18,7 +18,7 @@ use tina_proto::{
         AuthInterceptor, ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, reason,
         rollouts_client,
     },
-    host,
+    host, platform,
     v1::{
         DeviceInfo, ModelSpec, RunSpec, WorkerCommand, WorkerHeartbeat, WorkerHello,
         worker_command::Command,
@@ -148,11 +148,12 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let mut worker = Worker::new(options)?;
     tokio::select! {
-        end = worker.work() => end,
+        biased;
         () = shutdown => {
             info!("shutting down");
             Ok(())
         }
+        end = worker.work() => end,
     }
 }
 
@@ -272,26 +273,16 @@ impl Worker {
         tokio::pin!(welcome_deadline);
         let mut heartbeat = heartbeats(1000);
         loop {
+            // In order, so that a run replays; what is rare comes first, so that nothing starves.
             let actions = tokio::select! {
-                permit = outgoing.reserve(), if self.state.has_message() => {
-                    let Ok(permit) = permit else {
-                        return Ok(End::Lost("the stream to the coordinator closed".to_owned()));
-                    };
-                    if let Some(message) = self.state.next_message() {
-                        permit.send(message);
-                    }
+                biased;
+                () = &mut welcome_deadline, if !self.state.is_welcomed() => {
+                    return Ok(End::Lost("the coordinator doesn't welcome this worker".to_owned()));
+                }
+                _ = heartbeat.tick(), if self.state.is_welcomed() => {
+                    self.heartbeat();
                     Vec::new()
                 }
-                command = commands.message() => match command {
-                    Ok(Some(command)) => {
-                        if let Some(every) = heartbeat_ms(&command) {
-                            heartbeat = heartbeats(every);
-                        }
-                        self.state.command(command)
-                    }
-                    Ok(None) => return Ok(End::Lost("the coordinator closed the stream".to_owned())),
-                    Err(status) => return self.broken(status),
-                },
                 Some(loaded) = OptionFuture::from(self.model_task.as_mut()) => {
                     self.model_task = None;
                     self.model_loaded(loaded)?
@@ -303,16 +294,28 @@ impl Worker {
                     })?;
                     self.state.fetched(done.version, done.adapter, done.legs)
                 }
+                command = commands.message() => match command {
+                    Ok(Some(command)) => {
+                        if let Some(every) = heartbeat_ms(&command) {
+                            heartbeat = heartbeats(every);
+                        }
+                        self.state.command(command)
+                    }
+                    Ok(None) => return Ok(End::Lost("the coordinator closed the stream".to_owned())),
+                    Err(status) => return self.broken(status),
+                },
+                permit = outgoing.reserve(), if self.state.has_message() => {
+                    let Ok(permit) = permit else {
+                        return Ok(End::Lost("the stream to the coordinator closed".to_owned()));
+                    };
+                    if let Some(message) = self.state.next_message() {
+                        permit.send(message);
+                    }
+                    Vec::new()
+                }
                 Some(event) = OptionFuture::from(self.engine.as_mut().map(|engine| engine.0.event())) => {
                     let event = event.ok_or_else(|| engine_gone("its thread ended"))?;
                     self.state.engine_event(event)
-                }
-                _ = heartbeat.tick(), if self.state.is_welcomed() => {
-                    self.heartbeat();
-                    Vec::new()
-                }
-                () = &mut welcome_deadline, if !self.state.is_welcomed() => {
-                    return Ok(End::Lost("the coordinator doesn't welcome this worker".to_owned()));
                 }
             };
             for action in actions {
@@ -347,9 +350,7 @@ impl Worker {
                 }
                 self.start_relay(spec.adapter_fan_out)?;
                 let options = self.options.clone();
-                self.model_task = Some(tokio::task::spawn_blocking(move || {
-                    load(*spec, offer, &options)
-                }));
+                self.model_task = Some(platform::aside(move || load(*spec, offer, &options)));
             }
             Action::Fetch {
                 version,

@@ -1,20 +1,18 @@
-//! The engine's own thread: orders in over one channel, events out over another.
+//! The engine's own thread: orders in over one channel, events out over another. In a simulated
+//! world a task, whose decoding steps take as long as the world says.
 
-use std::{
-    io,
-    sync::{Arc, mpsc},
-    thread,
-};
+use std::{io, sync::Arc, thread};
 
-use tokio::sync::mpsc as events;
+use tina_proto::platform;
+use tokio::sync::mpsc;
 
 use crate::engine::{Engine, Event, Gauges, Work};
 
 /// The engine as the service sees it. Dropping it ends the thread after the step under way.
 #[derive(Debug)]
 pub(crate) struct EngineThread {
-    orders: mpsc::Sender<Work>,
-    events: events::UnboundedReceiver<Event>,
+    orders: mpsc::UnboundedSender<Work>,
+    events: mpsc::UnboundedReceiver<Event>,
     gauges: Arc<Gauges>,
 }
 
@@ -22,12 +20,36 @@ impl EngineThread {
     /// Moves the engine to a thread of its own. Events are as many as samples were asked for, so
     /// their channel needs no bound of its own.
     pub(crate) fn start(engine: Engine) -> io::Result<Self> {
-        let (orders, inbox) = mpsc::channel();
-        let (outbox, events) = events::unbounded_channel();
+        let (orders, mut inbox) = mpsc::unbounded_channel();
+        let (outbox, events) = mpsc::unbounded_channel();
         let gauges = engine.gauges();
-        thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || drive(engine, &inbox, &outbox))?;
+        let mut driver = Driver { engine, outbox };
+        match platform::world() {
+            None => {
+                let thread = thread::Builder::new().name("engine".to_owned());
+                thread.spawn(move || {
+                    while driver.take(&mut inbox, mpsc::UnboundedReceiver::blocking_recv) {
+                        driver.step();
+                    }
+                })?;
+            }
+            Some(world) => {
+                tokio::spawn(async move {
+                    loop {
+                        let first = if driver.engine.is_idle() {
+                            inbox.recv().await
+                        } else {
+                            None
+                        };
+                        if !driver.take(&mut inbox, |_| first) {
+                            return;
+                        }
+                        tokio::time::sleep(world.duration()).await;
+                        driver.step();
+                    }
+                });
+            }
+        }
         Ok(Self {
             orders,
             events,
@@ -51,31 +73,46 @@ impl EngineThread {
     }
 }
 
-fn drive(
-    mut engine: Engine,
-    inbox: &mpsc::Receiver<Work>,
-    outbox: &events::UnboundedSender<Event>,
-) {
-    let mut events = Vec::new();
-    loop {
-        if engine.is_idle() {
-            match inbox.recv() {
-                Ok(work) => engine.submit(work, &mut events),
-                Err(mpsc::RecvError) => return,
+type Inbox = mpsc::UnboundedReceiver<Work>;
+
+struct Driver {
+    engine: Engine,
+    outbox: mpsc::UnboundedSender<Event>,
+}
+
+impl Driver {
+    /// Takes all orders that there are; an idle engine waits for one by `wait`. False when nobody is
+    /// left to give any.
+    fn take(&mut self, inbox: &mut Inbox, wait: impl FnOnce(&mut Inbox) -> Option<Work>) -> bool {
+        let mut events = Vec::new();
+        if self.engine.is_idle() {
+            match wait(inbox) {
+                Some(work) => self.engine.submit(work, &mut events),
+                None => return false,
             }
         }
         loop {
             match inbox.try_recv() {
-                Ok(work) => engine.submit(work, &mut events),
-                Err(mpsc::TryRecvError::Empty) => break,
-                Err(mpsc::TryRecvError::Disconnected) => return,
+                Ok(work) => self.engine.submit(work, &mut events),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    self.tell(events);
+                    return true;
+                }
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
             }
         }
-        engine.step(&mut events);
-        for event in events.drain(..) {
-            if outbox.send(event).is_err() {
-                return;
-            }
+    }
+
+    fn step(&mut self) {
+        let mut events = Vec::new();
+        self.engine.step(&mut events);
+        self.tell(events);
+    }
+
+    /// Who hears of events gives the orders: when it is gone, the next order won't come.
+    fn tell(&self, events: Vec<Event>) {
+        for event in events {
+            let _ = self.outbox.send(event);
         }
     }
 }

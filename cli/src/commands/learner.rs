@@ -7,7 +7,7 @@ use tina_proto::auth::Role;
 
 use crate::{
     Failure,
-    connection::{Join, read_pem},
+    connection::{Join, server_tls},
     shutdown,
 };
 
@@ -45,13 +45,11 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     options.state_dir.clone_from(&args.state_dir);
     options.door = DoorOptions {
         listen: args.ranks_listen.clone(),
-        tls: match (&args.ranks_cert, &args.ranks_key) {
-            (Some(cert), Some(key)) => Some((read_pem(cert)?, read_pem(key)?)),
-            _ => None,
-        },
-        client_ca: (args.ranks_client_ca.as_deref())
-            .map(read_pem)
-            .transpose()?,
+        tls: server_tls(
+            args.ranks_cert.as_deref(),
+            args.ranks_key.as_deref(),
+            args.ranks_client_ca.as_deref(),
+        )?,
         insecure: args.ranks_insecure,
     };
     Ok(tina_learner::run(options, shutdown::requested(join.exit_with_parent)).await?)

@@ -8,7 +8,7 @@ use tina_rollout_worker::{RelayOptions, WorkerOptions};
 
 use crate::{
     Failure,
-    connection::{Join, read_pem},
+    connection::{Join, server_tls},
     shutdown,
 };
 
@@ -40,19 +40,22 @@ struct RelayArgs {
     /// Its private key (PEM)
     #[arg(long, value_name = "FILE", requires = "relay_cert")]
     relay_key: Option<PathBuf>,
+    /// Authority (PEM) of the certificates that other workers have to show (mutual TLS)
+    #[arg(long, value_name = "FILE", requires = "relay_cert")]
+    relay_client_ca: Option<PathBuf>,
 }
 
 impl RelayArgs {
     fn options(&self) -> Result<RelayOptions, Failure> {
         let default = RelayOptions::default();
-        let tls = match (&self.relay_cert, &self.relay_key) {
-            (Some(cert), Some(key)) => Some((read_pem(cert)?, read_pem(key)?)),
-            _ => None,
-        };
         Ok(RelayOptions {
             listen: self.relay_listen.unwrap_or(default.listen),
             host: self.relay_host.clone(),
-            tls,
+            tls: server_tls(
+                self.relay_cert.as_deref(),
+                self.relay_key.as_deref(),
+                self.relay_client_ca.as_deref(),
+            )?,
         })
     }
 }

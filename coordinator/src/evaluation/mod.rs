@@ -15,12 +15,14 @@ mod table;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
 };
 
 use sha2::{Digest as _, Sha256};
 use tina_model::{ModelSource, TextModel};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use toml::{Table, Value};
 
 use crate::{

@@ -21,14 +21,14 @@ mod verdicts;
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tina_proto::v1;
-use tokio::sync::oneshot;
+use tina_proto::{platform::Clerk, v1};
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::reader::{Answer, EvalPrompt, Reader};
 use self::store::Store;
@@ -254,12 +254,9 @@ enum Job {
 /// The journal of a run; dropping the last handle writes what waits and ends its thread.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    jobs: mpsc::Sender<Job>,
-    thread: Arc<Thread>,
+    jobs: mpsc::UnboundedSender<Job>,
+    clerk: Arc<Clerk>,
 }
-
-#[derive(Debug)]
-struct Thread(std::sync::Mutex<Option<JoinHandle<()>>>);
 
 /// Steps done in the journal at `path`; 0 where there is none.
 ///
@@ -292,7 +289,7 @@ impl Journal {
         run_id: &str,
         note: impl Fn(Note) + Send + 'static,
     ) -> Result<(Self, Resumed), JournalError> {
-        let (store, resumed) = match Store::open(path)? {
+        let (mut store, resumed) = match Store::open(path)? {
             Some(store) => {
                 store.check()?;
                 let differences = fingerprint::differences(&store.config()?, fingerprint);
@@ -321,16 +318,14 @@ impl Journal {
                 )
             }
         };
-        let (jobs, waiting) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || serve(store, &waiting, &note))
-            .map_err(|error| JournalError::Damaged {
+        let work = move |jobs| serve(&mut store, jobs, &note);
+        let (jobs, clerk) =
+            Clerk::start("journal", COMMIT_LIMIT, work).map_err(|error| JournalError::Damaged {
                 path: path.to_owned(),
                 message: format!("no thread for it: {error}"),
             })?;
-        let thread = Arc::new(Thread(std::sync::Mutex::new(Some(thread))));
-        Ok((Self { jobs, thread }, resumed))
+        let clerk = Arc::new(clerk);
+        Ok((Self { jobs, clerk }, resumed))
     }
 
     /// Has something written with the next transaction.
@@ -388,58 +383,54 @@ impl Journal {
         wait.await.map_err(|_| JournalError::Gone)?
     }
 
-    /// Writes what waits, closes the database and waits for its thread. Other handles are of no
-    /// use afterwards.
-    pub fn close(self) {
-        let Self { jobs, thread } = self;
-        let handle = thread.0.lock().ok().and_then(|mut thread| thread.take());
+    /// Writes what waits and closes the database, where this is the last handle; another has that
+    /// done when it is dropped.
+    pub async fn close(self) {
+        let Self { jobs, clerk } = self;
         drop(jobs);
-        if let Some(handle) = handle
-            && Arc::strong_count(&thread) == 1
-        {
-            let _ = handle.join();
+        if let Some(clerk) = Arc::into_inner(clerk) {
+            clerk.done().await;
         }
     }
 }
 
-/// The thread: writes all that waits in one transaction, then answers.
-fn serve(mut store: Store, waiting: &mpsc::Receiver<Job>, note: &dyn Fn(Note)) {
-    while let Ok(first) = waiting.recv() {
-        let began = Instant::now();
-        let mut writes = Vec::new();
-        let mut others = Vec::new();
-        let rest = std::iter::from_fn(|| waiting.try_recv().ok()).take(COMMIT_LIMIT);
-        for job in std::iter::once(first).chain(rest) {
-            match job {
-                Job::Write(write) => writes.push(write),
-                other => others.push(other),
-            }
+/// Writes all that waits in one transaction, then answers.
+fn serve(store: &mut Store, jobs: Vec<Job>, note: &dyn Fn(Note)) -> ControlFlow<()> {
+    let began = Instant::now();
+    let mut writes = Vec::new();
+    let mut others = Vec::new();
+    for job in jobs {
+        match job {
+            Job::Write(write) => writes.push(write),
+            other => others.push(other),
         }
-        if !writes.is_empty() {
-            if let Err(error) = store.commit(&writes) {
-                return note(Note::Failed(error));
-            }
-            let recorded = writes
-                .iter()
-                .filter_map(|write| match write {
-                    Write::Completion(scored) => Some(scored.clone()),
-                    _ => None,
-                })
-                .collect();
-            note(Note::Recorded(recorded, began.elapsed()));
+    }
+    if !writes.is_empty() {
+        if let Err(error) = store.commit(&writes) {
+            note(Note::Failed(error));
+            return ControlFlow::Break(());
         }
-        for job in others {
-            match job {
-                Job::Write(_) => {}
-                Job::Flush(done) => drop(done.send(())),
-                Job::Batch(round, reply) => drop(reply.send(store.batch(round))),
-                Job::Steps(from, limit, reply) => drop(reply.send(store.steps(from, limit))),
-                Job::Completions(step, limit, reply) => {
-                    drop(reply.send(store.completions(step, limit)));
-                }
+        let recorded = writes
+            .iter()
+            .filter_map(|write| match write {
+                Write::Completion(scored) => Some(scored.clone()),
+                _ => None,
+            })
+            .collect();
+        note(Note::Recorded(recorded, began.elapsed()));
+    }
+    for job in others {
+        match job {
+            Job::Write(_) => {}
+            Job::Flush(done) => drop(done.send(())),
+            Job::Batch(round, reply) => drop(reply.send(store.batch(round))),
+            Job::Steps(from, limit, reply) => drop(reply.send(store.steps(from, limit))),
+            Job::Completions(step, limit, reply) => {
+                drop(reply.send(store.completions(step, limit)));
             }
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// Numbers of a step worth a row each, by name.

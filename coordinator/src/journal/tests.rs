@@ -119,7 +119,7 @@ async fn a_run_is_restored_as_it_was_left() {
         counters,
     });
     journal.flush().await.unwrap();
-    journal.close();
+    journal.close().await;
 
     assert_eq!(steps_done(&path).unwrap(), 1);
     let (journal, resumed) = open(&path, &config(&[])).unwrap();
@@ -180,23 +180,23 @@ async fn a_rollback_forgets_all_that_followed() {
     journal.flush().await.unwrap();
     assert_eq!(journal.batch(RoundId::train(1)).await.unwrap().len(), 1);
     assert!(journal.batch(RoundId::train(2)).await.unwrap().is_empty());
-    journal.close();
+    journal.close().await;
     let (_, resumed) = open(&path, &config(&[])).unwrap();
     assert_eq!(resumed.restored.versions, [version(0), other]);
     assert_eq!(resumed.tail.len(), 1);
     assert_eq!(resumed.tail[0].version, Some(other.to_wire()));
 }
 
-#[test]
-fn a_journal_of_another_config_is_refused_with_the_keys_that_differ() {
+#[tokio::test]
+async fn a_journal_of_another_config_is_refused_with_the_keys_that_differ() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.db");
-    open(&path, &config(&[])).unwrap().0.close();
+    open(&path, &config(&[])).unwrap().0.close().await;
     let same = config(&[
         "cluster.listen=\"127.0.0.1:0\"",
         "learner.micro_batch_tokens=7",
     ]);
-    open(&path, &same).unwrap().0.close();
+    open(&path, &same).unwrap().0.close().await;
     let error = open(&path, &config(&["learner.lr=0.5"]))
         .unwrap_err()
         .to_string();
@@ -207,22 +207,22 @@ fn a_journal_of_another_config_is_refused_with_the_keys_that_differ() {
     assert!(!error.contains("lora"), "{error}");
 }
 
-#[test]
-fn a_journal_of_other_problems_is_refused() {
+#[tokio::test]
+async fn a_journal_of_other_problems_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.db");
-    open(&path, &config(&[])).unwrap().0.close();
+    open(&path, &config(&[])).unwrap().0.close().await;
     let error =
         Journal::open(&path, &fingerprint(&config(&[])), "others", "run-1", |_| {}).unwrap_err();
     assert!(matches!(error, JournalError::Problems { .. }), "{error}");
     open(&path, &config(&[])).unwrap();
 }
 
-#[test]
-fn a_journal_of_another_schema_is_refused() {
+#[tokio::test]
+async fn a_journal_of_another_schema_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.db");
-    open(&path, &config(&[])).unwrap().0.close();
+    open(&path, &config(&[])).unwrap().0.close().await;
     let db = rusqlite::Connection::open(&path).unwrap();
     db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'", [])
         .unwrap();

@@ -30,7 +30,7 @@ async fn journal(folder: &Path) -> (PathBuf, String) {
         }
     }
     journal.flush().await.unwrap();
-    journal.close();
+    journal.close().await;
     let expected = state(&path).await.unwrap();
     (path, expected)
 }
@@ -42,7 +42,7 @@ async fn state(path: &Path) -> Result<String, JournalError> {
     for step in 1..=3 {
         text += &format!("{:?}", journal.batch(RoundId::train(step)).await?);
     }
-    journal.close();
+    journal.close().await;
     Ok(text)
 }
 
@@ -131,7 +131,7 @@ async fn a_log_that_is_torn_gives_the_state_before() {
         if let Ok((journal, resumed)) = open(&copy, &config(&[])) {
             let all = [version(0), version(1)];
             assert!(all.starts_with(&resumed.restored.versions), "{resumed:?}");
-            journal.close();
+            journal.close().await;
         }
     }
 }

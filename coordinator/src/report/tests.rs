@@ -158,7 +158,7 @@ async fn run(writes: impl IntoIterator<Item = Write>) -> TempDir {
         journal.write(write);
     }
     journal.flush().await.unwrap();
-    journal.close();
+    journal.close().await;
     fs::write(folder.path().join(CONFIG_FILE), config().to_toml()).unwrap();
     folder
 }
@@ -350,7 +350,7 @@ async fn the_report_is_made_beside_a_run_that_goes_on_and_again_elsewhere() {
         3
     );
     assert!(!out.join("accuracy.svg").exists());
-    journal.close();
+    journal.close().await;
 }
 
 #[tokio::test]

@@ -5,10 +5,13 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
+    sync::Arc,
 };
+
+use tina_proto::platform::Clerk;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Which steps' adapters stay.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +51,8 @@ enum Job {
 /// Writes adapters on a thread of its own.
 #[derive(Debug)]
 pub(super) struct Shelf {
-    jobs: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
+    jobs: UnboundedSender<Job>,
+    clerk: Clerk,
 }
 
 impl Shelf {
@@ -64,32 +67,31 @@ impl Shelf {
     ) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
         put_back(&folder)?;
-        let (jobs, waiting) = mpsc::channel();
         let mut writer = Writer {
             folder,
             config,
             keep,
             best,
         };
-        let thread = std::thread::Builder::new()
-            .name("adapters".into())
-            .spawn(move || {
-                for job in waiting {
-                    if let Err(error) = writer.work(job) {
-                        let folder = writer.folder.display();
-                        let remedy = match error.kind() {
-                            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                                "; free some space, then go on with --resume"
-                            }
-                            _ => "",
-                        };
-                        return failed(format!(
-                            "{folder}: the adapter can't be written: {error}{remedy}"
-                        ));
-                    }
+        let (jobs, clerk) = Clerk::start("adapters", 1, move |jobs| {
+            match jobs.into_iter().try_for_each(|job| writer.work(job)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    let folder = writer.folder.display();
+                    let remedy = match error.kind() {
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                            "; free some space, then go on with --resume"
+                        }
+                        _ => "",
+                    };
+                    failed(format!(
+                        "{folder}: the adapter can't be written: {error}{remedy}"
+                    ));
+                    ControlFlow::Break(())
                 }
-            })?;
-        Ok(Self { jobs, thread })
+            }
+        })?;
+        Ok(Self { jobs, clerk })
     }
 
     pub(super) fn save(&self, step: u64, bytes: Arc<[u8]>) {
@@ -106,9 +108,9 @@ impl Shelf {
     }
 
     /// Waits until all is written.
-    pub(super) fn close(self) {
+    pub(super) async fn close(self) {
         drop(self.jobs);
-        let _ = self.thread.join();
+        self.clerk.done().await;
     }
 }
 
@@ -259,8 +261,8 @@ mod tests {
         names
     }
 
-    #[test]
-    fn milestones_the_newest_and_the_best_stay() {
+    #[tokio::test]
+    async fn milestones_the_newest_and_the_best_stay() {
         let folder = tempfile::tempdir().unwrap();
         let keep = Keep { every: 4, last: 2 };
         let shelf = Shelf::new(folder.path().into(), "{}".into(), keep, None, |e| {
@@ -273,7 +275,7 @@ mod tests {
                 shelf.best(2);
             }
         }
-        shelf.close();
+        shelf.close().await;
         assert_eq!(
             steps(folder.path()),
             ["000002", "000004", "000006", "000007"]
@@ -284,8 +286,8 @@ mod tests {
         assert_eq!((read("latest"), read("best")), (vec![7; 3], vec![2; 3]));
     }
 
-    #[test]
-    fn without_an_evaluation_the_best_is_the_latest() {
+    #[tokio::test]
+    async fn without_an_evaluation_the_best_is_the_latest() {
         let folder = tempfile::tempdir().unwrap();
         let keep = Keep { every: 0, last: 1 };
         let shelf = Shelf::new(folder.path().into(), "{}".into(), keep, None, |e| {
@@ -294,7 +296,7 @@ mod tests {
         .unwrap();
         shelf.save(1, vec![1].into());
         shelf.save(2, vec![2].into());
-        shelf.close();
+        shelf.close().await;
         assert_eq!(steps(folder.path()), ["000002"]);
         assert_eq!(
             fs::read_link(folder.path().join("best")).unwrap(),
@@ -302,8 +304,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_rollback_keeps_the_best_of_what_stays() {
+    #[tokio::test]
+    async fn a_rollback_keeps_the_best_of_what_stays() {
         let folder = tempfile::tempdir().unwrap();
         let keep = Keep { every: 0, last: 5 };
         let shelf = Shelf::new(folder.path().into(), "{}".into(), keep, None, |e| {
@@ -314,7 +316,7 @@ mod tests {
         shelf.best(4);
         shelf.roll_back(3, Some(2));
         shelf.save(3, vec![33].into());
-        shelf.close();
+        shelf.close().await;
         assert_eq!(steps(folder.path()), ["000001", "000002", "000003"]);
         let read = |link: &str| {
             fs::read(folder.path().join(link).join("adapter_model.safetensors")).unwrap()
@@ -322,8 +324,8 @@ mod tests {
         assert_eq!((read("latest"), read("best")), (vec![33], vec![2]));
     }
 
-    #[test]
-    fn an_adapter_that_stood_aside_at_a_death_comes_back() {
+    #[tokio::test]
+    async fn an_adapter_that_stood_aside_at_a_death_comes_back() {
         let folder = tempfile::tempdir().unwrap();
         let open = || {
             let keep = Keep { every: 0, last: 5 };
@@ -334,13 +336,13 @@ mod tests {
         };
         let shelf = open();
         shelf.save(1, vec![1].into());
-        shelf.close();
+        shelf.close().await;
         fs::rename(
             folder.path().join("000001"),
             folder.path().join(".000001.old"),
         )
         .unwrap();
-        open().close();
+        open().close().await;
         assert_eq!(steps(folder.path()), ["000001"]);
     }
 }

@@ -20,9 +20,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tina_model::{LoraConfig, ModelConfig, ModelSource, TextModel};
 use tina_proto::{
     auth::{Role, role_token},
-    v1,
+    platform, v1,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::given::{GivenAdapter, Weights};
@@ -116,7 +119,7 @@ pub async fn run(
     events: mpsc::UnboundedSender<RunEvent>,
     mut shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let mut config = options.config;
     let folder = Folder::claim(&config, options.resume, options.overwrite)?;
     // Known now rather than after a long load; but a port on which nobody answers yet would have
@@ -160,12 +163,13 @@ pub(crate) async fn aside<T: Send + 'static, E: From<CoordinatorError> + Send + 
     shutdown: &mut watch::Receiver<u32>,
     load: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    let loading = tokio::task::spawn_blocking(load);
+    let loading = platform::aside(load);
     tokio::select! {
+        biased;
+        Ok(_) = shutdown.wait_for(|count| *count > 0) => Err(CoordinatorError::NotBegun.into()),
         loaded = loading => {
             loaded.map_err(|error| CoordinatorError::Internal(format!("loading: {error}")))?
         }
-        Ok(_) = shutdown.wait_for(|count| *count > 0) => Err(CoordinatorError::NotBegun.into()),
     }
 }
 
@@ -190,7 +194,7 @@ pub(crate) struct Work {
 pub(crate) async fn drive(
     work: Work,
     folder: Folder,
-    started: std::time::Instant,
+    started: Instant,
     events: mpsc::UnboundedSender<RunEvent>,
     shutdown: watch::Receiver<u32>,
 ) -> Result<RunSummary, CoordinatorError> {
@@ -347,9 +351,7 @@ pub(crate) async fn drive(
         server.abort();
     }
     folder.forget_address();
-    tokio::task::spawn_blocking(move || journal.close())
-        .await
-        .map_err(|error| CoordinatorError::Internal(format!("closing the journal: {error}")))?;
+    journal.close().await;
     summary
 }
 

@@ -6,14 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tina_model::Tokenizer;
 use tina_proto::v1::{
     self, LearnerCommand, RunStatus, WorkerCommand, learner_command, worker_command,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     CoordinatorError, RunEvent, RunSummary,
@@ -153,22 +156,14 @@ impl Shell {
         let mut watched = true;
         let mut asked = 0;
         while self.outcome.is_none() {
+            // In order, so that a run replays; what is rare comes first, so that nothing starves.
             tokio::select! {
-                Some(inbound) = arrivals.recv() => {
+                biased;
+                _ = tick.tick() => {
                     let began = Instant::now();
-                    self.arrive(inbound);
-                    for _ in 0..BURST {
-                        let Ok(inbound) = arrivals.try_recv() else { break };
-                        self.arrive(inbound);
-                    }
+                    self.handle(Event::Tick);
                     self.busy += began.elapsed();
                 }
-                Some(note) = notes.recv() => {
-                    let began = Instant::now();
-                    self.hear(note);
-                    self.busy += began.elapsed();
-                }
-                Some(GaveUp(reason)) = deaths.recv() => self.fail(reason),
                 changed = shutdown.changed(), if watched => {
                     watched = changed.is_ok();
                     let count = *shutdown.borrow_and_update();
@@ -179,9 +174,19 @@ impl Shell {
                         self.handle(Event::Stop);
                     }
                 }
-                _ = tick.tick() => {
+                Some(GaveUp(reason)) = deaths.recv() => self.fail(reason),
+                Some(note) = notes.recv() => {
                     let began = Instant::now();
-                    self.handle(Event::Tick);
+                    self.hear(note);
+                    self.busy += began.elapsed();
+                }
+                Some(inbound) = arrivals.recv() => {
+                    let began = Instant::now();
+                    self.arrive(inbound);
+                    for _ in 0..BURST {
+                        let Ok(inbound) = arrivals.try_recv() else { break };
+                        self.arrive(inbound);
+                    }
                     self.busy += began.elapsed();
                 }
             }
@@ -434,9 +439,9 @@ impl Shell {
         } = self.parts;
         journal.write(Write::Counters(counters));
         let flushed = journal.flush().await;
-        tokio::task::spawn_blocking(move || shelf.map(Shelf::close))
-            .await
-            .map_err(|error| CoordinatorError::Internal(format!("saving the adapter: {error}")))?;
+        if let Some(shelf) = shelf {
+            shelf.close().await;
+        }
         let stopped_early = match outcome {
             Outcome::Finished { stopped_early } => stopped_early,
             Outcome::Failed(reason) => {

@@ -22,7 +22,7 @@ use futures::{
 };
 use serde_json::{Value, json};
 use tina_model::Tokenizer;
-use tina_proto::v1;
+use tina_proto::{platform, v1};
 use tina_reward::{Completion, Finding, Known, Needs, Reward, RewardError, Share, Tokens, Verdict};
 
 use self::external::{External, ExternalSpec, GaveUp};
@@ -194,7 +194,7 @@ impl Scorer {
             Source::Own(_) => Ok(None),
         }));
         let (rules, own) = (self.rules.clone(), work.clone());
-        let own = tokio::task::spawn_blocking(move || judge_own(&rules, &own));
+        let own = platform::aside(move || judge_own(&rules, &own));
         let (asked, own) = tokio::join!(asked, own);
         let own = own.map_err(|error| GaveUp(format!("scoring: {error}")))?;
         let mut findings = Vec::with_capacity(own.len());
@@ -217,7 +217,7 @@ impl Scorer {
             return all.buffered(AT_ONCE).try_collect().await;
         }
         let scorer = self.clone();
-        tokio::task::spawn_blocking(move || scorer.judge_all(&work))
+        platform::aside(move || scorer.judge_all(&work))
             .await
             .map_err(|error| GaveUp(format!("scoring: {error}")))
     }
@@ -339,7 +339,7 @@ impl Scorer {
     ) -> Result<(), GaveUp> {
         let (scorer, busy) = (self.clone(), busy.clone());
         let programs = self.has_programs();
-        let (scored, rest) = tokio::task::spawn_blocking(move || {
+        let (scored, rest) = platform::aside(move || {
             let _clock = Clock(Instant::now(), busy);
             let work: Vec<Work> = waiting.iter().map(|one| one.work(&tokenizer)).collect();
             if programs {

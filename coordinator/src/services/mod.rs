@@ -13,24 +13,24 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
-    time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tina_proto::{
     FILE_DESCRIPTOR_SET,
     auth::{Admission, Gate, Role, TokenCheck, TokenError, read_token, role_of_token},
-    client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+    door::{Lack, ServerTls, dialled_here, lacks, server},
+    platform::Listener,
     v1::{
         self, adapters_server::AdaptersServer, control_server::ControlServer,
         learning_server::LearningServer, rollouts_server::RolloutsServer,
         status_server::StatusServer,
     },
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{
-    Certificate, Identity, Server, ServerTlsConfig,
+    Server,
     server::{Router, TcpIncoming},
 };
 
@@ -110,49 +110,23 @@ pub struct Shared {
 
 /// A bound listener, and who may come in.
 pub struct Doors {
-    listener: TcpListener,
+    listener: Listener,
     address: SocketAddr,
     secret: Option<String>,
-    tls: Option<Tls>,
+    tls: Option<ServerTls>,
 }
 
-/// The server's side of TLS.
-struct Tls {
-    identity: Identity,
-    /// Who signs the certificates that clients must show; `None`: they needn't.
-    clients: Option<Certificate>,
+/// The server's side of TLS, as the config has it.
+fn tls(cluster: &ClusterSection) -> Result<Option<ServerTls>, DoorError> {
+    let (Some(cert), Some(key)) = (&cluster.tls_cert, &cluster.tls_key) else {
+        return Ok(None);
+    };
+    Ok(Some(ServerTls {
+        cert_pem: read(cert)?,
+        key_pem: read(key)?,
+        client_ca_pem: cluster.tls_client_ca.as_deref().map(read).transpose()?,
+    }))
 }
-
-impl Tls {
-    fn of(cluster: &ClusterSection) -> Result<Option<Self>, DoorError> {
-        let (Some(cert), Some(key)) = (&cluster.tls_cert, &cluster.tls_key) else {
-            return Ok(None);
-        };
-        let clients = cluster.tls_client_ca.as_deref().map(read).transpose()?;
-        Ok(Some(Self {
-            identity: Identity::from_pem(read(cert)?, read(key)?),
-            clients: clients.map(Certificate::from_pem),
-        }))
-    }
-
-    /// True when clients must show a certificate.
-    fn is_mutual(&self) -> bool {
-        self.clients.is_some()
-    }
-
-    fn config(self) -> ServerTlsConfig {
-        let tls = ServerTlsConfig::new()
-            .identity(self.identity)
-            .timeout(HANDSHAKE_DEADLINE);
-        match self.clients {
-            Some(authority) => tls.client_ca_root(authority),
-            None => tls,
-        }
-    }
-}
-
-/// A connection's TLS must be settled by then.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Doors {
     /// Binds as the config says. Beyond loopback a token (or mutual TLS) is demanded, and TLS too
@@ -169,15 +143,17 @@ impl Doors {
         if let Some(role) = secret.as_deref().and_then(role_of_token) {
             return Err(DoorError::RoleToken(role));
         }
-        let tls = Tls::of(cluster)?;
-        let known = secret.is_some() || tls.as_ref().is_some_and(Tls::is_mutual);
-        if let Some(missing) = missing(address, known, tls.is_some(), cluster.insecure) {
+        let tls = tls(cluster)?;
+        let known = secret.is_some() || tls.as_ref().is_some_and(ServerTls::is_mutual);
+        let private = tls.is_some() || cluster.insecure;
+        if let Some(lack) = lacks(address.ip(), known, private) {
+            let missing = remedy(lack);
             return Err(DoorError::Open { address, missing });
         }
         allow_connections();
         let failed = |source| DoorError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let listener = Listener::bind(address).await.map_err(failed)?;
+        let address = listener.address().map_err(failed)?;
         Ok(Self {
             listener,
             address,
@@ -198,20 +174,13 @@ impl Doors {
 
     /// True when clients must show a certificate.
     pub fn is_mutual(&self) -> bool {
-        self.tls.as_ref().is_some_and(Tls::is_mutual)
+        self.tls.as_ref().is_some_and(ServerTls::is_mutual)
     }
 
     /// Where roles on this machine dial.
     pub fn local_url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        format!("{scheme}://{address}")
+        format!("{scheme}://{}", dialled_here(self.address))
     }
 
     /// Serves until `stop`; the task ends when all calls have.
@@ -224,22 +193,21 @@ impl Doors {
         stop: CancellationToken,
     ) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, DoorError> {
         let admission = Admission::new(TokenCheck::new(self.secret.as_deref()), self.is_mutual());
-        let mut server = Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        let server = server(self.tls.as_ref())
+            .map_err(|error| DoorError::Setup(format!("TLS: {error:?}")))?
             .max_concurrent_streams(64);
-        if let Some(tls) = self.tls {
-            tina_proto::tls::choose_cryptography();
-            server = server
-                .tls_config(tls.config())
-                .map_err(|e| DoorError::Setup(format!("TLS: {e:?}")))?;
-        }
         let router = routes(server, &shared, &admission).await?;
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        Ok(tokio::spawn(router.serve_with_incoming_shutdown(
-            incoming,
-            stop.cancelled_owned(),
-        )))
+        let stopped = stop.cancelled_owned();
+        Ok(match self.listener {
+            Listener::System(listener) => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped))
+            }
+            Listener::Simulated(simulated) => {
+                let incoming = simulated.incoming;
+                tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped))
+            }
+        })
     }
 }
 
@@ -312,44 +280,12 @@ fn read(path: &str) -> Result<Vec<u8>, DoorError> {
     })
 }
 
-/// What an address beyond loopback lacks.
-fn missing(address: SocketAddr, known: bool, tls: bool, insecure: bool) -> Option<&'static str> {
-    if address.ip().to_canonical().is_loopback() {
-        None
-    } else if !known {
-        Some("set a token (cluster.token_file or TINA_TOKEN) or mutual TLS (cluster.tls_client_ca)")
-    } else if !tls && !insecure {
-        Some("set cluster.tls_cert and cluster.tls_key (or cluster.insecure = true)")
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn beyond_loopback_a_token_and_tls_are_demanded() {
-        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let mapped: SocketAddr = "[::ffff:127.0.0.1]:0".parse().unwrap();
-        for address in [local, mapped] {
-            assert_eq!(missing(address, false, false, false), None);
+/// What to set.
+fn remedy(lack: Lack) -> &'static str {
+    match lack {
+        Lack::Callers => {
+            "set a token (cluster.token_file or TINA_TOKEN) or mutual TLS (cluster.tls_client_ca)"
         }
-        for open in ["0.0.0.0:0", "[::]:0", "10.0.0.1:1"] {
-            let address = open.parse().unwrap();
-            assert!(
-                missing(address, false, true, true)
-                    .unwrap()
-                    .contains("token")
-            );
-            assert!(
-                missing(address, true, false, false)
-                    .unwrap()
-                    .contains("tls")
-            );
-            assert_eq!(missing(address, true, true, false), None);
-            assert_eq!(missing(address, true, false, true), None);
-        }
+        Lack::Tls => "set cluster.tls_cert and cluster.tls_key (or cluster.insecure = true)",
     }
 }

@@ -75,6 +75,7 @@ impl<C> End<C> {
     /// Returns why the stream ended; an error of the other end's making is sent to it.
     async fn watch(self, messages: impl Future<Output = Result<(), Status>>) -> String {
         let outcome = tokio::select! {
+            biased;
             outcome = messages => outcome,
             () = self.open.cancelled() => return "closed by the coordinator".into(),
             () = self.commands.closed() => return "it hung up".into(),

@@ -1,19 +1,18 @@
 //! Rank 0's door: where other ranks dial in, and who may.
 
 use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use tina_proto::{
     auth::{Admission, Gate, TokenCheck},
-    client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+    door::{Lack, ServerTls, dialled_here, lacks, server},
     v1::{RunSpec, ranks_server::RanksServer},
 };
 use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle, time::sleep};
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming};
+use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
 use super::{ADDRESS_FILE, HubCrew, hub::Hub};
@@ -25,14 +24,12 @@ const MESSAGE_BYTES: usize = 16 << 20;
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How a learner listens for its other ranks.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct DoorOptions {
     /// Address and port; port 0: any free one. Beyond loopback a token and TLS are demanded.
     pub listen: String,
-    /// Certificate chain and private key (PEM).
-    pub tls: Option<(Vec<u8>, Vec<u8>)>,
-    /// Authority (PEM) of the certificates that ranks have to show (mutual TLS).
-    pub client_ca: Option<Vec<u8>>,
+    /// What ranks are shown, and have to show.
+    pub tls: Option<ServerTls>,
     /// Beyond loopback without TLS; a token is needed all the same.
     pub insecure: bool,
 }
@@ -43,20 +40,8 @@ impl Default for DoorOptions {
         Self {
             listen: "127.0.0.1:0".to_owned(),
             tls: None,
-            client_ca: None,
             insecure: false,
         }
-    }
-}
-
-impl fmt::Debug for DoorOptions {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("DoorOptions")
-            .field("listen", &self.listen)
-            .field("tls", &self.tls.is_some())
-            .field("client_ca", &self.client_ca.is_some())
-            .field("insecure", &self.insecure)
-            .finish()
     }
 }
 
@@ -125,9 +110,10 @@ impl Door {
     ) -> Result<(Self, HubCrew), DoorError> {
         let address = options.listen.parse::<SocketAddr>();
         let address = address.map_err(|_| DoorError::Address(options.listen.clone()))?;
-        let tls = options.tls.is_some() || options.insecure;
-        let mutual = options.tls.is_some() && options.client_ca.is_some();
-        if let Some(missing) = missing(address.ip(), token.is_some() || mutual, tls) {
+        let private = options.tls.is_some() || options.insecure;
+        let mutual = options.tls.as_ref().is_some_and(ServerTls::is_mutual);
+        if let Some(lack) = lacks(address.ip(), token.is_some() || mutual, private) {
+            let missing = remedy(lack);
             return Err(DoorError::Open { address, missing });
         }
         let failed = |source| DoorError::Bind { address, source };
@@ -136,21 +122,9 @@ impl Door {
         let most = shared.ranks.saturating_sub(1) as usize;
         let (hub, heard) = Hub::new(spec.clone(), most);
         let crew = HubCrew::new(hub.clone(), heard, Handle::current(), shared.timeout);
-        let mut server = Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        let mut server = server(options.tls.as_ref())
+            .map_err(|error| DoorError::Tls(format!("{error:?}")))?
             .max_concurrent_streams(16);
-        if let Some((cert, key)) = &options.tls {
-            tina_proto::tls::choose_cryptography();
-            let mut tls = ServerTlsConfig::new()
-                .identity(Identity::from_pem(cert, key))
-                .timeout(Duration::from_secs(10));
-            if let Some(ca) = &options.client_ca {
-                tls = tls.client_ca_root(Certificate::from_pem(ca));
-            }
-            let set = server.tls_config(tls);
-            server = set.map_err(|error| DoorError::Tls(format!("{error:?}")))?;
-        }
         let service = RanksServer::new(hub.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let service = Gate::new(service, Admission::new(TokenCheck::new(token), mutual));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -173,14 +147,7 @@ impl Door {
 
     /// The address as ranks on this machine dial it.
     fn note(&self) -> String {
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        format!("{address}\n")
+        format!("{}\n", dialled_here(self.address))
     }
 
     /// Ranks that are started on this machine find rank 0 by it.
@@ -223,34 +190,14 @@ impl Door {
     }
 }
 
-/// What an address lacks beyond loopback; `tls`: or the word of whoever started this that it needs
-/// none.
-fn missing(ip: IpAddr, token: bool, tls: bool) -> Option<&'static str> {
-    if ip.to_canonical().is_loopback() {
-        None
-    } else if !token {
-        Some("give the run's token (--token-file or TINA_TOKEN)")
-    } else if !tls {
-        Some("give --ranks-cert and --ranks-key (or --ranks-insecure on a network that you trust)")
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn beyond_loopback_a_token_and_tls_are_demanded() {
-        for local in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
-            assert_eq!(missing(local.parse().unwrap(), false, false), None);
+/// What to set.
+fn remedy(lack: Lack) -> &'static str {
+    match lack {
+        Lack::Callers => {
+            "give the run's token (--token-file or TINA_TOKEN) or mutual TLS (--ranks-client-ca)"
         }
-        for open in ["0.0.0.0", "::", "10.0.0.1"] {
-            let ip = open.parse().unwrap();
-            assert!(missing(ip, false, true).unwrap().contains("token"));
-            assert!(missing(ip, true, false).unwrap().contains("--ranks-cert"));
-            assert_eq!(missing(ip, true, true), None);
+        Lack::Tls => {
+            "give --ranks-cert and --ranks-key (or --ranks-insecure on a network that you trust)"
         }
     }
 }

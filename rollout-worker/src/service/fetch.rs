@@ -8,6 +8,7 @@ use tina_proto::{
         Source,
     },
     client::ClientOptions,
+    platform,
     v1::{AdapterLeg, PolicyVersion},
 };
 use tokio::time::Instant;
@@ -87,7 +88,7 @@ pub(super) async fn fetch(way: Way, loader: AdapterLoader, version: PolicyVersio
             let seconds = started.elapsed().as_secs_f64();
             info!(version = %version.short(), bytes = bytes.len(), seconds, "adapter fetched");
             let name = version.clone();
-            let ready = tokio::task::spawn_blocking(move || loader.load_verified(name, &bytes));
+            let ready = platform::aside(move || loader.load_verified(name, &bytes));
             match ready.await {
                 Ok(ready) => ready.map(Box::new),
                 Err(error) => Err(format!("adapter {}: {error}", version.short())),
