@@ -70,6 +70,17 @@ impl Cluster {
         }
     }
 
+    /// The program with a role's token and certificate alone.
+    fn by_hand(&self, role: &str) -> Command {
+        let mut command = tina();
+        command
+            .env("TINA_TOKEN", self.token(role))
+            .env("TINA_CA", self.certs.join("ca.pem"))
+            .env("TINA_CERT", self.certs.join(format!("{role}.pem")))
+            .env("TINA_KEY", self.certs.join(format!("{role}.key")));
+        command
+    }
+
     /// One who has both of a role.
     fn role(&self, role: &str) -> ClientOptions {
         self.caller(&self.token(role), Some(role))
@@ -151,25 +162,17 @@ async fn status(options: &ClientOptions) -> Option<RunStatus> {
     Some(client.get_status(StatusRequest {}).await.ok()?.into_inner())
 }
 
-#[test]
-fn a_cluster_behind_mutual_tls_runs_and_each_caller_may_what_its_role_may() {
-    let bench = Bench::new();
-    let certs = bench.path("certs");
-    let make = |out: &Path| {
-        let mut command = tina();
-        command
-            .args(["certs", "--host", "10.9.8.7", "--out"])
-            .arg(out);
-        command
-    };
-    print(&mut make(&certs));
-    let again = make(&certs).output().unwrap();
-    assert!(!again.status.success(), "certificates were overwritten");
-    let strangers = bench.path("strangers");
-    print(&mut make(&strangers));
-    let secret = print(tina().args(["token", "--new"]));
-    fs::write(bench.path("token"), &secret).unwrap();
+/// Makes certificates in the folder, as `tina certs` does.
+fn make_certs(out: &Path) -> Command {
+    let mut command = tina();
+    command
+        .args(["certs", "--host", "10.9.8.7", "--out"])
+        .arg(out);
+    command
+}
 
+/// A run behind mutual TLS that goes on until it is stopped.
+fn behind_tls<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let settings = [
         "cluster.token_file=token",
         "cluster.tls_cert=certs/coordinator.pem",
@@ -181,21 +184,31 @@ fn a_cluster_behind_mutual_tls_runs_and_each_caller_may_what_its_role_may() {
         "eval.before=false",
         "eval.after=false",
     ];
-    let settings: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
-    let mut up = bench.up("doors", &settings);
+    let settings = settings.iter().chain(more);
+    settings.flat_map(|set| ["--set", set]).collect()
+}
+
+#[test]
+fn a_cluster_behind_mutual_tls_runs_and_each_caller_may_what_its_role_may() {
+    let bench = Bench::new();
+    let certs = bench.path("certs");
+    print(&mut make_certs(&certs));
+    let again = make_certs(&certs).output().unwrap();
+    assert!(!again.status.success(), "certificates were overwritten");
+    let strangers = bench.path("strangers");
+    print(&mut make_certs(&strangers));
+    let secret = print(tina().args(["token", "--new"]));
+    fs::write(bench.path("token"), &secret).unwrap();
+
+    let mut up = bench.up("doors", &behind_tls(&[]));
     let cluster = Cluster {
         url: up.address(),
         secret,
         certs,
     };
     // A second worker by hand, as on another machine: with a worker's token and certificate alone.
-    let mut by_hand = tina();
-    by_hand
-        .env("TINA_TOKEN", cluster.token("worker"))
-        .env("TINA_CA", cluster.certs.join("ca.pem"))
-        .env("TINA_CERT", cluster.certs.join("worker.pem"))
-        .env("TINA_KEY", cluster.certs.join("worker.key"));
-    let _worker = bench.join_by(by_hand, &cluster.url, "rollout-worker");
+    let by_hand = cluster.by_hand("worker");
+    let _worker = bench.join_by(by_hand, &cluster.url, "rollout-worker", &[]);
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let reader = cluster.role("reader");
@@ -220,13 +233,8 @@ fn a_cluster_behind_mutual_tls_runs_and_each_caller_may_what_its_role_may() {
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert!(shown["step"].as_u64().unwrap() >= 3, "{shown}");
     assert!(!shown.to_string().contains(&cluster.secret));
-    let mut refused = tina();
-    refused
-        .env("TINA_TOKEN", cluster.token("reader"))
-        .env("TINA_CA", cluster.certs.join("ca.pem"))
-        .env("TINA_CERT", cluster.certs.join("reader.pem"))
-        .env("TINA_KEY", cluster.certs.join("reader.key"))
-        .args(["control", "stop", "--coordinator", &cluster.url]);
+    let mut refused = cluster.by_hand("reader");
+    refused.args(["control", "stop", "--coordinator", &cluster.url]);
     let refused = refused.output().unwrap();
     let words = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -318,4 +326,84 @@ async fn each_caller(cluster: &Cluster, strangers: &Path) {
     deceived.ca_pem = Some(fs::read(strangers.join("ca.pem")).unwrap());
     let error = connect(&deceived).await.unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
+}
+
+/// Nobody but the cluster's own gets an adapter from a worker, or joins a learner: both doors ask for a
+/// certificate, and what goes through them goes by TLS.
+#[test]
+fn workers_hand_adapters_on_and_ranks_share_gradients_behind_mutual_tls() {
+    let bench = Bench::new();
+    let certs = bench.path("certs");
+    print(&mut make_certs(&certs));
+    let secret = print(tina().args(["token", "--new"]));
+    fs::write(bench.path("token"), &secret).unwrap();
+    let settings = [
+        "cluster.adapter_relay=true",
+        "cluster.adapter_fan_out=1",
+        "rollout.workers=[]",
+        "learner.ranks=2",
+        // A gradient where all rewards of a group are equal, too.
+        "algorithm.kl_beta=0.01",
+    ];
+    let mut up = bench.up("inner", &behind_tls(&settings));
+    let url = up.address();
+    let folder = bench.path("runs/inner");
+    let cluster = Cluster { url, secret, certs };
+    // Whoever comes second gets adapters of the other. What shows itself to others is known by the
+    // address that it was made for.
+    let shown = |file: &str| cluster.certs.join(file).display().to_string();
+    let _workers = ["one", "two"].map(|name| {
+        let relay = [
+            ("--id", name.to_owned()),
+            ("--relay-listen", "127.0.0.1:0".to_owned()),
+            ("--relay-cert", shown("coordinator.pem")),
+            ("--relay-key", shown("coordinator.key")),
+            ("--relay-client-ca", shown("ca.pem")),
+        ];
+        let relay = relay.map(|(option, value)| format!("{option}={value}"));
+        let worker = cluster.by_hand("worker");
+        bench.join_by(worker, &cluster.url, "rollout-worker", &relay)
+    });
+
+    let began = Instant::now();
+    let rank = || {
+        let log = folder.join("logs/learner-rank-1.log");
+        fs::read_to_string(log).unwrap_or_default()
+    };
+    let relayed = || {
+        let log = bench.joined();
+        log.contains("from=\"one\"") || log.contains("from=\"two\"")
+    };
+    while !(relayed() && rank().contains("share of a gradient is done")) {
+        assert!(!up.has_ended(), "{}", up.finish().stderr);
+        let logs = [bench.joined(), rank()].concat();
+        assert!(began.elapsed() < PATIENCE, "nothing went by them:\n{logs}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let door = fs::read_to_string(folder.join("learner.addr")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // A learner knows its own role's token, not the secret.
+    runtime.block_on(async {
+        let caller = |role: Option<&str>| ClientOptions {
+            url: door.trim().to_owned(),
+            ..cluster.caller(&cluster.token("learner"), role)
+        };
+        let join = async |role: Option<&str>| {
+            let options = caller(role);
+            let channel = connect(&options).await.ok()?;
+            let mut ranks = client::ranks_client(channel, options.interceptor().unwrap());
+            let nobody = tokio_stream::iter::<[v1::RankMessage; 0]>([]);
+            Some(outcome(ranks.join(nobody).await))
+        };
+        // Let in, and told that it says nothing.
+        let learner = join(Some("learner")).await;
+        assert_eq!(learner, Some(Err(Code::InvalidArgument)));
+        let worker = join(Some("worker")).await;
+        assert_eq!(worker, Some(Err(Code::PermissionDenied)));
+        let stranger = join(None).await;
+        let told = Some(Err(Code::InvalidArgument));
+        assert!(stranger != told && stranger != Some(Ok(())), "{stranger:?}");
+    });
+    print(tina().args(["control", "stop"]).arg(&folder));
+    up.finish().summary();
 }

@@ -149,12 +149,12 @@ fn a_worker_that_is_cut_off_costs_its_slots_only_and_rejoins_by_itself() {
     let address = up.address();
     let mut here = tina();
     here.env("TINA_TOKEN", TOKEN);
-    let _near = bench.join_by(here, &address, "rollout-worker");
-    let _far = bench.join_by(machine.tina(), &address, "rollout-worker");
+    let _near = bench.join_by(here, &address, "rollout-worker", &[]);
+    let _far = bench.join_by(machine.tina(), &address, "rollout-worker", &[]);
     up.wait_for("two workers", |status| status.workers.len() == 2);
     let mut here = tina();
     here.env("TINA_TOKEN", TOKEN);
-    let _learner = bench.join_by(here, &address, "learner");
+    let _learner = bench.join_by(here, &address, "learner", &[]);
     up.wait_for("both at work", |status| {
         status.step > 3 && status.workers.iter().all(|worker| worker.tokens_total > 0)
     });

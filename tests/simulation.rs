@@ -22,9 +22,14 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Worlds of the seeds from `TINA_SIMULATION_CLUSTERS` (8), or of `TINA_SIMULATION_SEED` alone.
+/// Worlds of so many seeds as `TINA_SIMULATION_CLUSTERS` says (8); or of `TINA_SIMULATION_SEED` alone, and
+/// then `TINA_LOG=info` has the roles tell what they do.
 fn worlds(check: impl Fn(u64)) {
     if let Some(seed) = number("TINA_SIMULATION_SEED") {
+        tracing_subscriber::fmt()
+            .with_timer(world::Clock)
+            .with_env_filter(tracing_subscriber::EnvFilter::from_env("TINA_LOG"))
+            .init();
         return check(seed);
     }
     for seed in 0..number("TINA_SIMULATION_CLUSTERS").unwrap_or(8) {
@@ -66,7 +71,7 @@ fn ahead_of_the_learner_each_prompt_is_trained_on_once_and_nothing_is_too_old() 
 /// All that is sent, when and how much.
 #[test]
 fn a_seed_replays_exactly() {
-    for seed in 0..3 {
+    for seed in number("TINA_SIMULATION_SEED").map_or(0..3, |seed| seed..seed + 1) {
         let [first, second] = [0, 1].map(|_| {
             let bench = Bench::new();
             live(&bench, &Life::new("run", seed, Faults::Many).ahead(1))

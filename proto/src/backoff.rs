@@ -50,7 +50,7 @@ impl Backoff {
     /// A seed that differs from process to process and from name to name.
     pub fn seed_for(name: &str) -> u64 {
         let mut text = name.as_bytes().to_vec();
-        text.extend(std::process::id().to_le_bytes());
+        text.extend(crate::platform::process_id().to_le_bytes());
         let [a, b, c, d, e, f, g, h, ..] = crate::version::sha256(&text);
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }

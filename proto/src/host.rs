@@ -16,7 +16,7 @@ pub fn name() -> String {
 
 /// Host name and process id.
 pub fn address() -> String {
-    format!("{}:{}", name(), std::process::id())
+    format!("{}:{}", name(), crate::platform::process_id())
 }
 
 /// The device "cpu" or "cuda:N" with its name, the numerics where they are known, and the threads

@@ -24,6 +24,9 @@ pub trait World: Send + Sync {
 
     /// How long the next piece of work takes.
     fn duration(&self) -> Duration;
+
+    /// What all processes say they are.
+    fn process_id(&self) -> u32;
 }
 
 /// A simulated listener.
@@ -57,6 +60,11 @@ impl Drop for Simulation {
 /// The simulated world that this thread is in.
 pub fn world() -> Option<Arc<dyn World>> {
     WORLD.with_borrow(Clone::clone)
+}
+
+/// What sets this process apart from others of this machine.
+pub fn process_id() -> u32 {
+    world().map_or_else(std::process::id, |world| world.process_id())
 }
 
 /// Who listens on an address.

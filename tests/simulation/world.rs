@@ -30,6 +30,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
+use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 use turmoil::{
     Sim,
     net::{TcpListener, TcpStream},
@@ -134,10 +135,21 @@ impl fmt::Display for Told {
     }
 }
 
+/// Virtual time, for logs.
+pub(crate) struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        write!(out, "{:>8.3} s", at.as_secs_f64())
+    }
+}
+
 /// Turmoil's network, and how long things take.
 struct Turmoil {
     rng: Mutex<ChaCha8Rng>,
     slowest: Duration,
+    process_id: u32,
     sent: Arc<Mutex<Vec<Sent>>>,
 }
 
@@ -174,6 +186,10 @@ impl World for Turmoil {
     fn duration(&self) -> Duration {
         let most = self.slowest.as_micros() as u64;
         Duration::from_micros(self.rng.lock().unwrap().random_range(0..=most))
+    }
+
+    fn process_id(&self) -> u32 {
+        self.process_id
     }
 }
 
@@ -427,6 +443,8 @@ pub(crate) fn live(bench: &Bench, life: &Life) -> Told {
     let (latency, slowest) = (rng.random_range(2..150), rng.random_range(20..300));
     let _simulation = simulate(Arc::new(Turmoil {
         slowest: Duration::from_millis(slowest),
+        // Waits between dials follow from it.
+        process_id: rng.random(),
         sent: sent.clone(),
         rng: Mutex::new(rng),
     }));

@@ -6,7 +6,7 @@ pub(crate) mod wire;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, OpenOptions},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,6 +24,9 @@ use tonic::{Response, Status};
 
 /// The longest that any one wait of a test may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The log of all roles that join by hand.
+const JOINED: &str = "joined.log";
 
 /// Steps of a run: enough that a fault on progress comes long before the end.
 pub(crate) const STEPS: u64 = 120;
@@ -169,17 +172,31 @@ impl Bench {
     pub(crate) fn join_at(&self, address: &str, role: &str, threads: usize) -> Role {
         let mut command = tina();
         command.env("RAYON_NUM_THREADS", threads.to_string());
-        self.join_by(command, address, role)
+        self.join_by(command, address, role, &[])
     }
 
     /// The same, by a command of one's own that takes `tina`'s arguments.
-    pub(crate) fn join_by(&self, mut command: Command, address: &str, role: &str) -> Role {
+    pub(crate) fn join_by(
+        &self,
+        mut command: Command,
+        address: &str,
+        role: &str,
+        more: &[String],
+    ) -> Role {
+        let log = self.path(JOINED);
+        let log = OpenOptions::new().append(true).create(true).open(log);
         let child = command
             .current_dir(self.folder.path())
             .args([role, "--coordinator", address])
-            .stderr(Stdio::null())
+            .args(more)
+            .stderr(log.unwrap())
             .spawn();
         Role(child.unwrap())
+    }
+
+    /// What roles that joined by hand say.
+    pub(crate) fn joined(&self) -> String {
+        fs::read_to_string(self.path(JOINED)).unwrap_or_default()
     }
 
     /// The workers that sampled a run, from its journal.

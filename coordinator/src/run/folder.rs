@@ -145,7 +145,7 @@ impl Folder {
             "{}-{:x}-{:x}",
             self.name,
             since.as_millis(),
-            std::process::id()
+            tina_proto::platform::process_id()
         )
     }
 

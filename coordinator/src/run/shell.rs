@@ -94,11 +94,11 @@ pub(super) struct Parts {
 
 pub(super) struct Shell {
     pub(super) parts: Parts,
-    pub(super) workers: HashMap<Session, Outbox<WorkerCommand>>,
+    pub(super) workers: BTreeMap<Session, Outbox<WorkerCommand>>,
     /// Slots that each worker was welcomed with: it gets no more, whatever it offers.
     slots: HashMap<Session, u32>,
     /// The learner's, and for a moment that of one that takes its place or is turned away.
-    pub(super) learners: HashMap<Session, Outbox<LearnerCommand>>,
+    pub(super) learners: BTreeMap<Session, Outbox<LearnerCommand>>,
     /// Waiting to be scored, all in one go.
     pub(super) unscored: Vec<(Arc<str>, v1::Completion)>,
     pub(super) outcome: Option<Outcome>,
@@ -123,9 +123,9 @@ pub(super) struct Shell {
 impl Shell {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
-            workers: HashMap::new(),
+            workers: BTreeMap::new(),
             slots: HashMap::new(),
-            learners: HashMap::new(),
+            learners: BTreeMap::new(),
             unscored: Vec::new(),
             outcome: None,
             busy: Duration::ZERO,
@@ -407,7 +407,7 @@ impl Shell {
         self.tell(RunEvent::Status(report));
     }
 
-    /// Says good-bye to all, makes everything durable, and sums up.
+    /// Makes everything durable, says good-bye to all, and sums up.
     pub(super) async fn end(
         mut self,
         outcome: Outcome,
@@ -422,12 +422,6 @@ impl Shell {
             Outcome::Failed(reason) => format!("the run failed: {reason}"),
             _ => "the run was stopped".to_owned(),
         };
-        for (_, outbox) in self.workers.drain() {
-            outbox.finish(stop_worker(reason.clone()));
-        }
-        for (_, outbox) in self.learners.drain() {
-            outbox.finish(stop_learner(reason.clone()));
-        }
         let counters = self.counters();
         let steps = self.parts.scheduler.steps_done();
         let cost_usd = self.cost(&counters);
@@ -441,6 +435,14 @@ impl Shell {
         let flushed = journal.flush().await;
         if let Some(shelf) = shelf {
             shelf.close().await;
+        }
+        // Not before: whoever is told that the run is over won't come back, and if this process died
+        // without what was last recorded, it would want them again.
+        for outbox in self.workers.into_values() {
+            outbox.finish(stop_worker(reason.clone()));
+        }
+        for outbox in self.learners.into_values() {
+            outbox.finish(stop_learner(reason.clone()));
         }
         let stopped_early = match outcome {
             Outcome::Finished { stopped_early } => stopped_early,

@@ -86,7 +86,9 @@ pub(super) async fn fetch(way: Way, loader: AdapterLoader, version: PolicyVersio
     let adapter = match bytes {
         Ok(bytes) => {
             let seconds = started.elapsed().as_secs_f64();
-            info!(version = %version.short(), bytes = bytes.len(), seconds, "adapter fetched");
+            let from = legs.iter().rev().find(|leg| leg.problem.is_empty());
+            let from = from.map_or("the coordinator", |leg| &leg.worker_id);
+            info!(version = %version.short(), bytes = bytes.len(), seconds, from, "adapter fetched");
             let name = version.clone();
             let ready = platform::aside(move || loader.load_verified(name, &bytes));
             match ready.await {
