@@ -68,7 +68,7 @@ fn ahead_of_the_learner_each_prompt_is_trained_on_once_and_nothing_is_too_old() 
     });
 }
 
-/// All that is sent, when and how much.
+/// All that happens and all that is sent, in its order.
 #[test]
 fn a_seed_replays_exactly() {
     for seed in number("TINA_SIMULATION_SEED").map_or(0..3, |seed| seed..seed + 1) {
@@ -76,20 +76,10 @@ fn a_seed_replays_exactly() {
             let bench = Bench::new();
             live(&bench, &Life::new("run", seed, Faults::Many).ahead(1))
         });
-        let (firsts, seconds) = (&first.sent, &second.sent);
-        let both = first.sent.iter().zip(&second.sent);
-        for (at, (first, second)) in both.enumerate() {
-            if (first.0, &first.1) != (second.0, &second.1) {
-                for i in at - 12..at + 12 {
-                    println!("{i} {:?} | {:?}", firsts[i], seconds[i]);
-                }
-            }
-            assert_eq!(
-                (first.0, &first.1),
-                (second.0, &second.1),
-                "message {at} of seed {seed}"
-            );
-        }
-        assert_eq!(first.lines(), second.lines());
+        let sent = (first.sent(), second.sent());
+        let differs = sent.0.iter().zip(&sent.1).find(|(a, b)| a != b);
+        assert_eq!(differs, None, "seed {seed}");
+        assert!(first.lines() == second.lines(), "{first}\n{second}");
+        assert!(sent.0.len() > 100 && sent.0.len() == sent.1.len());
     }
 }

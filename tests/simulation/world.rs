@@ -23,6 +23,7 @@ use tina_proto::{
     auth::{Role, role_token},
     client::ClientOptions,
     platform::{Connection, Simulated, World, simulate},
+    v1::Phase,
 };
 use tina_rollout_worker::WorkerOptions;
 use tokio::{
@@ -103,23 +104,43 @@ impl Life {
     }
 }
 
-/// When (in µs of virtual time), by which end of which connection, how many bytes.
-type Sent = (u64, String, usize);
+/// When (in µs of virtual time), and by which end of which connection.
+type Sent = (u64, String);
+
+/// All that was sent until the run was over. How many bytes isn't told: headers hold the wall clock's
+/// date.
+#[derive(Default)]
+struct Recorder {
+    sent: Vec<Sent>,
+    over: bool,
+}
 
 /// What was done and what happened, with its virtual time.
 #[derive(Clone, Default)]
 pub(crate) struct Told {
     lines: Arc<Mutex<Vec<String>>>,
-    /// Of all that was sent: when (in µs), by whom and how many bytes.
-    pub(crate) sent: Vec<Sent>,
+    recorder: Arc<Mutex<Recorder>>,
 }
 
 impl Told {
-    /// Without the name of a folder that is another each time.
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.recorder.lock().unwrap().sent.clone()
+    }
+
+    /// Without the name of a folder that is another each time, and when the good-byes were through.
     pub(crate) fn lines(&self) -> Vec<String> {
         let lines = self.lines.lock().unwrap();
-        let same = |line: &&String| !line.contains("opening the model");
+        let same = |line: &&String| {
+            !line.contains("opening the model") && !line.contains("the coordinator ends")
+        };
         lines.iter().filter(same).cloned().collect()
+    }
+
+    /// Good-byes are not recorded: tonic's server closes its connections in no set order.
+    fn follow(&self, phase: Phase) {
+        if phase == Phase::Done {
+            self.recorder.lock().unwrap().over = true;
+        }
     }
 
     fn tell(&self, line: impl fmt::Display) {
@@ -150,31 +171,31 @@ struct Turmoil {
     rng: Mutex<ChaCha8Rng>,
     slowest: Duration,
     process_id: u32,
-    sent: Arc<Mutex<Vec<Sent>>>,
+    recorder: Arc<Mutex<Recorder>>,
 }
 
 impl Turmoil {
-    fn connection(stream: TcpStream, sent: Arc<Mutex<Vec<Sent>>>) -> Connection {
-        Connection::new(Counted { stream, sent })
+    fn connection(stream: TcpStream, recorder: Arc<Mutex<Recorder>>) -> Connection {
+        Connection::new(Recorded { stream, recorder })
     }
 }
 
 impl World for Turmoil {
     fn dial(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Connection>> {
-        let (place, sent) = ((host.to_owned(), port), self.sent.clone());
-        Box::pin(async move { Ok(Self::connection(TcpStream::connect(place).await?, sent)) })
+        let (place, recorder) = ((host.to_owned(), port), self.recorder.clone());
+        Box::pin(async move { Ok(Self::connection(TcpStream::connect(place).await?, recorder)) })
     }
 
     fn listen(&self, address: SocketAddr) -> BoxFuture<'static, io::Result<Simulated>> {
-        let sent = self.sent.clone();
+        let recorder = self.recorder.clone();
         Box::pin(async move {
             let listener = TcpListener::bind(address).await?;
             let address = listener.local_addr()?;
             let incoming = stream::unfold(listener, move |listener| {
-                let sent = sent.clone();
+                let recorder = recorder.clone();
                 async move {
                     let accepted = listener.accept().await;
-                    let accepted = accepted.map(|(stream, _)| Self::connection(stream, sent));
+                    let accepted = accepted.map(|(stream, _)| Self::connection(stream, recorder));
                     Some((accepted, listener))
                 }
             });
@@ -193,13 +214,13 @@ impl World for Turmoil {
     }
 }
 
-/// A connection whose bytes are counted.
-struct Counted {
+/// A connection that is recorded.
+struct Recorded {
     stream: TcpStream,
-    sent: Arc<Mutex<Vec<Sent>>>,
+    recorder: Arc<Mutex<Recorder>>,
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Recorded {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -209,19 +230,21 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Recorded {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if let Poll::Ready(Ok(bytes)) = written {
+        let mut recorder = self.recorder.lock().unwrap();
+        if written.is_ready() && !recorder.over {
             let at = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
             let end = (self.stream.local_addr(), self.stream.peer_addr());
             let end = format!("{:?} to {:?}", end.0.ok(), end.1.ok());
-            self.sent.lock().unwrap().push((at, end, bytes));
+            recorder.sent.push((at, end));
         }
+        drop(recorder);
         written
     }
 
@@ -267,6 +290,7 @@ fn settle(sim: &mut Sim<'_>, config: &RunConfig, told: &Told) -> Arc<Mutex<Optio
                             listener.tell(format_args!("step {} is done", record.step));
                         }
                         RunEvent::Note(note) => listener.tell(note),
+                        RunEvent::Status(report) => listener.follow(report.phase()),
                         _ => {}
                     }
                 }
@@ -439,13 +463,13 @@ impl Fate {
 /// Has a cluster live until its run is done.
 pub(crate) fn live(bench: &Bench, life: &Life) -> Told {
     let mut rng = ChaCha8Rng::seed_from_u64(life.seed);
-    let sent = Arc::new(Mutex::new(Vec::new()));
+    let told = Told::default();
     let (latency, slowest) = (rng.random_range(2..150), rng.random_range(20..300));
     let _simulation = simulate(Arc::new(Turmoil {
         slowest: Duration::from_millis(slowest),
         // Waits between dials follow from it.
         process_id: rng.random(),
-        sent: sent.clone(),
+        recorder: told.recorder.clone(),
         rng: Mutex::new(rng),
     }));
     let mut sim = turmoil::Builder::new()
@@ -455,7 +479,6 @@ pub(crate) fn live(bench: &Bench, life: &Life) -> Told {
         .simulation_duration(DEADLINE * 2)
         .enable_random_order()
         .build();
-    let mut told = Told::default();
     let config = life.config(bench);
     let done = settle(&mut sim, &config, &told);
     let mut fate = Fate::new(life.seed);
@@ -474,6 +497,5 @@ pub(crate) fn live(bench: &Bench, life: &Life) -> Told {
     }
     let summary = done.lock().unwrap().take().unwrap();
     assert_eq!(summary.steps, STEPS, "{told}");
-    told.sent = std::mem::take(&mut *sent.lock().unwrap());
     told
 }
