@@ -5,8 +5,8 @@
 //! for each gradient they get the adapter and passes, and give back sums of gradients.
 //!
 //! - `wire`: the messages, made and checked. `hub`: the ranks that are there, as [`crate::share`]
-//!   sees them. `door`: who may come in. `client`: the other ranks' side. [`trial`]: messages tried out
-//!   without a network.
+//!   sees them. `door`: who may come in. `client`: the other ranks' side; `work`: what they compute.
+//!   [`trial`]: messages tried out without a network.
 //!
 //! What always holds: the result is that of rank 0 alone, to the bit ([`crate::tree`]). A rank that
 //! is lost, late or strange costs time: what it had is computed by those who are there.
@@ -18,6 +18,7 @@ mod hub;
 mod tests;
 pub mod trial;
 mod wire;
+mod work;
 
 pub use client::{Rank0, RankError, RankOptions, run};
 pub(crate) use door::Door;

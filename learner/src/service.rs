@@ -17,7 +17,7 @@ use std::{
 
 use tina_model::parse_device;
 use tina_proto::{
-    adapters::TransportError,
+    adapters::{Nccl, TransportError},
     backoff::{Backoff, BackoffOptions},
     client::{AuthInterceptor, ClientError, ClientOptions},
     platform::aside,
@@ -410,7 +410,9 @@ impl Learner {
             return Ok(None);
         }
         let (options, token) = (&self.options.door, &self.options.coordinator.token);
-        let (door, crew) = Door::open(options, token.as_deref(), spec, shared).await?;
+        let device = &self.options.device;
+        let nccl = (shared.nccl && device.starts_with("cuda")).then(|| Nccl::on_device(device));
+        let (door, crew) = Door::open(options, token.as_deref(), spec, shared, nccl).await?;
         self.door = Some(door);
         Ok(Some(crew))
     }

@@ -88,6 +88,8 @@ pub struct RankSettings {
     /// How long another rank is waited for, beyond what the learner's own share took, and as long
     /// again.
     pub timeout: Duration,
+    /// Gradients of ranks on other GPUs of this machine come by NCCL.
+    pub nccl: bool,
 }
 
 /// The whole specification.
@@ -155,6 +157,7 @@ impl RankSettings {
         Ok(Self {
             ranks: learner.ranks.max(1),
             timeout: Duration::from_secs_f64(seconds),
+            nccl: learner.ranks_by_nccl,
         })
     }
 
@@ -329,6 +332,7 @@ mod tests {
                 memory_bytes: Some(5000),
                 ranks: 2,
                 rank_timeout_s: 30.0,
+                ranks_by_nccl: false,
             }),
             probe_tokens: vec![1, 2, 3],
             max_sequence_tokens: 64,

@@ -102,6 +102,7 @@ pub(crate) fn run_spec(folder: &Path, train: &TrainSettings) -> RunSpec {
             memory_bytes: None,
             ranks: 1,
             rank_timeout_s: 30.0,
+            ranks_by_nccl: false,
         }),
         probe_tokens: train.probe.clone(),
         max_sequence_tokens: 64,

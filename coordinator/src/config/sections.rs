@@ -570,6 +570,9 @@ section! {
         /// share took, and so much longer; then it computes that rank's share itself.
         #[unit = "s"]
         rank_timeout_s: f64 = 60.0;
+        /// `grpc`: gradients come from other ranks over their streams. `nccl`: from ranks on other GPUs
+        /// of the learner's machine, over NCCL; all others, and whatever fails, by gRPC.
+        rank_transport: AdapterTransport = AdapterTransport::Grpc;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tina_proto::v1;
 
-use super::RunConfig;
+use super::{AdapterTransport, RunConfig};
 
 impl RunConfig {
     /// What workers and learner are told of the run.
@@ -64,6 +64,7 @@ impl RunConfig {
                 memory_bytes: learner.memory_mb.map(|mb| u64::from(mb) * 1_000_000),
                 ranks: learner.ranks,
                 rank_timeout_s: learner.rank_timeout_s,
+                ranks_by_nccl: learner.rank_transport == AdapterTransport::Nccl,
             }),
             probe_tokens,
             max_sequence_tokens,

@@ -9,7 +9,7 @@ const FREE_SECTIONS: [&str; 3] = ["rollout", "cluster", "cost"];
 
 /// Keys that may change between two starts of one run. `run.steps` may too: where the schedule
 /// follows from it, `learner.schedule_steps` tells.
-const FREE_KEYS: [(&str, &str); 14] = [
+const FREE_KEYS: [(&str, &str); 15] = [
     ("run", "name"),
     ("run", "dir"),
     ("run", "steps"),
@@ -23,6 +23,7 @@ const FREE_KEYS: [(&str, &str); 14] = [
     ("learner", "rank_devices"),
     ("learner", "ranks_listen"),
     ("learner", "rank_timeout_s"),
+    ("learner", "rank_transport"),
     // What was sampled ahead and is too old for a lower one is sampled again.
     ("algorithm", "max_staleness"),
 ];

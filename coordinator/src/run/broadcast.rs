@@ -179,6 +179,7 @@ impl Group {
             id: self.id.clone(),
             rank,
             world: self.world,
+            lasting: false,
         }
     }
 }
@@ -266,6 +267,7 @@ mod tests {
             id: vec![9; NCCL_ID_BYTES],
             rank,
             world: 3,
+            lasting: false,
         };
         assert_eq!(order.nccl, Some(rank(0)));
         assert_eq!(broadcasts.place(2, VERSION), Some(rank(1)));

@@ -1,17 +1,16 @@
 //! A rank beside rank 0: dials it, holds the model, computes what it is given, and comes back when
 //! rank 0 was away.
 
-use std::{
-    collections::BTreeMap, fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration,
-};
+use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
-use tina_model::{Adapter, Dropout, parse_device};
+use tina_model::{Adapter, parse_device};
 use tina_proto::{
+    adapters::Nccl,
     backoff::{Backoff, BackoffOptions},
     client::{ClientError, ClientOptions, STREAM_OPEN_DEADLINE, connect, ranks_client, reason},
     v1::{
-        GradientChunk, PolicyVersion, RankCommand, RankFailed, RankHello, RankMessage, RankReady,
-        RunSpec, rank_command::Command, rank_message::Message,
+        PolicyVersion, RankCommand, RankFailed, RankHello, RankMessage, RankReady, RunSpec,
+        rank_command::Command, rank_message::Message,
     },
 };
 use tokio::{
@@ -23,12 +22,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::{info, warn};
 
-use super::wire::{Order, Orders, done_message, range};
+use super::{
+    wire::{Order, Orders},
+    work::{adapter_limit, work},
+};
 use crate::{
     engine::{EngineError, Loaded},
     host,
-    pass::{Computer, Pass},
-    share::compute,
     step::Progress,
     trainer::TrainError,
 };
@@ -39,8 +39,6 @@ const WELCOME_DEADLINE: Duration = Duration::from_secs(30);
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 /// Messages on their way to the transport.
 const OUTGOING: usize = 4;
-/// Values of a gradient in one message: 512 KiB.
-const CHUNK_VALUES: usize = 128 << 10;
 
 /// Where rank 0 is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,8 +144,20 @@ pub async fn run(
 ) -> Result<(), RankError> {
     // A device that can't be had is told at once, not after dialling.
     parse_device(&options.device).map_err(EngineError::from)?;
+    let on_gpu = options.device.starts_with("cuda");
+    let nccl = on_gpu.then(|| Nccl::on_device(&options.device));
+    run_with(options, nccl, shutdown).await
+}
+
+/// [`run`], with NCCL as it is given.
+pub(super) async fn run_with(
+    options: RankOptions,
+    nccl: Option<Nccl>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RankError> {
     let mut rank = Rank {
         options,
+        nccl,
         model: None,
         adapter: None,
         last_contact: Instant::now(),
@@ -162,6 +172,8 @@ pub async fn run(
 
 struct Rank {
     options: RankOptions,
+    /// By which gradients may go to rank 0.
+    nccl: Option<Nccl>,
     /// Of one run; kept over reconnects.
     model: Option<(RunSpec, Arc<Loaded>)>,
     adapter: Option<(PolicyVersion, Arc<Adapter>)>,
@@ -305,6 +317,7 @@ impl Rank {
         let ready = RankReady {
             model_digest: model.model_digest.clone(),
             device: Some(device),
+            nccl: self.nccl.as_ref().is_some_and(Nccl::is_on),
         };
         session.send(Message::Ready(ready)).await?;
         info!(rank0 = session.url, "ready");
@@ -378,7 +391,8 @@ impl Rank {
         let held = held.filter(|(held, _)| held.digest == version.digest);
         let held = held.map(|(_, adapter)| adapter);
         let (model, called_off) = (model.clone(), progress.clone());
-        let task = spawn_blocking(move || work(&model, order, held, &called_off, &outgoing));
+        let nccl = self.nccl.clone();
+        let task = spawn_blocking(move || work(&model, order, held, &called_off, &outgoing, nccl));
         Computing {
             task,
             adapter: version,
@@ -400,87 +414,6 @@ async fn finished(computing: &mut Option<Computing>) -> Result<(PolicyVersion, A
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// Computes a job and sends what it comes to; blocking. Returns the adapter, to be held.
-fn work(
-    model: &Loaded,
-    order: Order,
-    held: Option<Arc<Adapter>>,
-    progress: &Progress,
-    outgoing: &mpsc::Sender<RankMessage>,
-) -> Result<Arc<Adapter>, EngineError> {
-    let started = std::time::Instant::now();
-    let (train, decoder) = (&model.settings.train, &model.decoder);
-    let adapter = match held {
-        Some(adapter) if order.file.is_empty() => adapter,
-        _ => {
-            let (config, device) = (decoder.config(), decoder.device());
-            let read = Adapter::from_safetensors(&order.file, &train.lora, config, device);
-            Arc::new(read.map_err(EngineError::from)?)
-        }
-    };
-    let send = |message: Message| {
-        let message = RankMessage {
-            message: Some(message),
-        };
-        // Whoever doesn't listen any more has no use for the rest.
-        outgoing
-            .blocking_send(message)
-            .map_err(|_| TrainError::Cancelled)
-    };
-    let passes: &BTreeMap<usize, Pass<'static>> = &order.received;
-    let computer = Computer {
-        decoder,
-        settings: train,
-        adapter: &adapter,
-        dropout: order.dropout_seed.map(|seed| Dropout {
-            p: train.lora.dropout,
-            seed,
-        }),
-        most_rows: passes.values().map(Pass::rows).max().unwrap_or(0),
-        passes: order.passes,
-    };
-    let job = order.job;
-    let mut bytes = 0;
-    for node in &order.nodes {
-        let done = |pass, outcome| send(Message::PassDone(done_message(job, pass, outcome)));
-        let sum = compute(&computer, |index| passes.get(&index), *node, progress, done)?;
-        let values = sum.to_values().map_err(EngineError::from)?;
-        bytes += size_of_val(&values[..]) as u64;
-        for values in values.chunks(CHUNK_VALUES) {
-            send(Message::Gradient(GradientChunk {
-                job,
-                node: Some(range(*node)),
-                data: values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-            }))?;
-        }
-    }
-    info!(
-        step = order.adapter.step + 1,
-        passes = passes.len(),
-        gradient_bytes = bytes,
-        seconds = started.elapsed().as_secs_f64(),
-        "this rank's share of a gradient is done"
-    );
-    Ok(adapter)
-}
-
-/// The most bytes that the run's adapter can have: its weights in f32, and a header.
-fn adapter_limit(model: &Loaded) -> u64 {
-    let config = model.decoder.config();
-    let lora = &model.settings.train.lora;
-    let widths = lora
-        .target_modules
-        .iter()
-        .map(|module| module.widths(config));
-    let layer: usize = widths.map(|(inner, outer)| inner + outer).sum();
-    let weights = 4 * lora.rank * layer * config.layers;
-    let headers = 1024 * lora.target_modules.len() * config.layers;
-    (weights + headers) as u64 + (1 << 20)
 }
 
 impl Session {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tina_proto::{
+    adapters::Nccl,
     auth::{Admission, Gate, TokenCheck},
     door::{Lack, ServerTls, dialled_here, lacks, server},
     v1::{RunSpec, ranks_server::RanksServer},
@@ -98,7 +99,7 @@ impl Drop for Door {
 
 impl Door {
     /// Listens for the ranks beside this one that the run has; in its folder, where this machine has
-    /// that, the address is written down.
+    /// that, the address is written down. `nccl`: by which gradients may come.
     ///
     /// # Errors
     /// See [`DoorError`].
@@ -107,6 +108,7 @@ impl Door {
         token: Option<&str>,
         spec: &RunSpec,
         shared: RankSettings,
+        nccl: Option<Nccl>,
     ) -> Result<(Self, HubCrew), DoorError> {
         let address = options.listen.parse::<SocketAddr>();
         let address = address.map_err(|_| DoorError::Address(options.listen.clone()))?;
@@ -120,7 +122,7 @@ impl Door {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let most = shared.ranks.saturating_sub(1) as usize;
-        let (hub, heard) = Hub::new(spec.clone(), most);
+        let (hub, heard) = Hub::new(spec.clone(), most, nccl);
         let crew = HubCrew::new(hub.clone(), heard, Handle::current(), shared.timeout);
         let mut server = server(options.tls.as_ref())
             .map_err(|error| DoorError::Tls(format!("{error:?}")))?

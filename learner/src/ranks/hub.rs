@@ -8,10 +8,12 @@ use std::{
 };
 
 use tina_proto::{
-    adapters::CHUNK_BYTES,
+    adapters::{CHUNK_BYTES, Nccl},
+    host,
     v1::{
-        AdapterChunk, RankCommand, RankHello, RankJob, RankMessage, RankPass, RankReady, RankStop,
-        RankWelcome, RunSpec, rank_command::Command, rank_message::Message, ranks_server::Ranks,
+        AdapterChunk, GradientByNccl, GradientChunk, NcclGroup, RankCommand, RankHello, RankJob,
+        RankMessage, RankPass, RankReady, RankStop, RankWelcome, RunSpec, rank_command::Command,
+        rank_message::Message, ranks_server::Ranks,
     },
 };
 use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle, time::timeout};
@@ -48,6 +50,8 @@ struct Shared {
     spec: RunSpec,
     /// Ranks beside this one.
     most: usize,
+    /// By which gradients may come.
+    nccl: Option<Nccl>,
     members: Mutex<Members>,
     news: mpsc::UnboundedSender<News>,
 }
@@ -63,6 +67,10 @@ struct Members {
 struct Member {
     name: String,
     commands: Outgoing,
+    /// On this machine.
+    is_near: bool,
+    /// The id of its NCCL group; empty: none.
+    group: Vec<u8>,
     ready: Option<Identity>,
     /// Digest of the adapter that was sent last.
     adapter: Vec<u8>,
@@ -79,11 +87,16 @@ impl Drop for Member {
 
 impl Hub {
     /// For `most` ranks beside this one, and the end at which a step hears of them.
-    pub(super) fn new(spec: RunSpec, most: usize) -> (Self, mpsc::UnboundedReceiver<News>) {
+    pub(super) fn new(
+        spec: RunSpec,
+        most: usize,
+        nccl: Option<Nccl>,
+    ) -> (Self, mpsc::UnboundedReceiver<News>) {
         let (news, heard) = mpsc::unbounded_channel();
         let shared = Shared {
             spec,
             most,
+            nccl,
             members: Mutex::default(),
             news,
         };
@@ -168,6 +181,8 @@ impl Hub {
         let member = Member {
             name,
             commands,
+            is_near: is_near(hello),
+            group: Vec::new(),
             ready: None,
             adapter: Vec::new(),
             awaited: None,
@@ -188,11 +203,65 @@ impl Hub {
                 Ok(None) => break "it closed its stream".to_owned(),
                 Err(status) => break tina_proto::client::reason(&status),
             };
-            if let Err(problem) = self.take(seat, message) {
+            if matches!(&message, Message::Ready(ready) if ready.nccl) {
+                self.name_group(seat).await;
+            }
+            let taken = match message {
+                Message::ByNccl(announced) => self.receive(seat, &announced).await,
+                message => self.take(seat, message),
+            };
+            if let Err(problem) = taken {
                 break problem;
             }
         };
         self.lose(seat, &why);
+    }
+
+    /// Gives a rank a group of NCCL's with this one, where gradients may come by it.
+    async fn name_group(&self, seat: Seat) {
+        let near = self
+            .members()
+            .by_seat
+            .get(&seat)
+            .is_some_and(|member| member.is_near);
+        let (Some(nccl), true) = (&self.shared.nccl, near) else {
+            return;
+        };
+        let group = nccl.name_group().await;
+        if let Some(member) = self.members().by_seat.get_mut(&seat) {
+            member.group = group;
+        }
+    }
+
+    /// This rank's place in a seat's group; the other is the sender's.
+    fn group(&self, member: &Member) -> Option<NcclGroup> {
+        let nccl = self.shared.nccl.as_ref()?;
+        (!member.group.is_empty() && nccl.is_on()).then(|| NcclGroup {
+            id: member.group.clone(),
+            rank: 1,
+            world: 2,
+            lasting: true,
+        })
+    }
+
+    /// Receives a gradient that is announced. A rank whose gradient doesn't come is lost: what it had
+    /// is computed again.
+    async fn receive(&self, seat: Seat, announced: &GradientByNccl) -> Result<(), String> {
+        let (group, bytes) = {
+            let members = self.members();
+            let member = members.by_seat.get(&seat).ok_or("it was sent away")?;
+            let awaited = member.awaited.as_ref().ok_or("nobody asked for it")?;
+            let group = self.group(member).ok_or("no group was made with it")?;
+            (group, awaited.announced(announced)?)
+        };
+        let nccl = self.shared.nccl.as_ref().ok_or("NCCL isn't used")?;
+        let data = nccl.receive(&group, bytes, &announced.digest).await?;
+        let chunk = GradientChunk {
+            job: announced.job,
+            node: announced.node,
+            data,
+        };
+        self.take(seat, Message::Gradient(chunk))
     }
 
     fn take(&self, seat: Seat, message: Message) -> Result<(), String> {
@@ -204,6 +273,8 @@ impl Hub {
         let idle = || "an answer that nobody asked for".to_owned();
         let news = match message {
             Message::Hello(_) => return Err("a second Hello".to_owned()),
+            // Its bytes are waited for elsewhere.
+            Message::ByNccl(_) => return Err(idle()),
             Message::Failed(failed) => return Err(failed.error),
             Message::Ready(ready) => {
                 let identity = identity(ready);
@@ -284,6 +355,12 @@ impl Hub {
                 .try_send(Err(Status::failed_precondition(text)));
         }
     }
+}
+
+/// Whether a rank is on this machine, the one that NCCL is used in.
+fn is_near(hello: &RankHello) -> bool {
+    let machine = hello.address.rsplit_once(':').map(|(name, _)| name);
+    machine == Some(&*host::name())
 }
 
 fn identity(ready: RankReady) -> Identity {
@@ -392,7 +469,9 @@ impl Crew for HubCrew {
         let file = (member.adapter != *digest).then(|| job.adapter.clone());
         member.adapter.clone_from(digest);
         let bytes = file.as_ref().map_or(0, |file| file.bytes.len() as u64);
-        let (head, passes) = (job_message(id, job, bytes), pass_messages(id, job));
+        let group = self.hub.group(member);
+        let theirs = group.map(|group| NcclGroup { rank: 0, ..group });
+        let (head, passes) = (job_message(id, job, bytes, theirs), pass_messages(id, job));
         member.awaited = Some(Awaited::new(id, job));
         let sending = send_job(
             self.hub.clone(),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tina_proto::{
+    adapters::Nccl,
     client::{ClientOptions, connect, ranks_client},
     v1::{
         DeviceInfo, GradientChunk, RankCommand, RankHello, RankMessage, RankReady, RunSpec,
@@ -31,6 +32,8 @@ use crate::{
     testing,
     trainer::{TrainError, Trainer},
 };
+
+mod nccl;
 
 /// Many passes, and everything that a pass can depend on.
 fn settings() -> TrainSettings {
@@ -71,13 +74,18 @@ impl Stage {
     }
 
     async fn open(&mut self, patience: Duration) -> HubCrew {
+        self.open_with(patience, None).await
+    }
+
+    async fn open_with(&mut self, patience: Duration, nccl: Option<Nccl>) -> HubCrew {
         self.door = None;
         let shared = RankSettings {
             ranks: self.ranks,
             timeout: patience,
+            nccl: nccl.is_some(),
         };
         let options = DoorOptions::default();
-        let opened = Door::open(&options, Some(TOKEN), &self.spec, shared).await;
+        let opened = Door::open(&options, Some(TOKEN), &self.spec, shared, nccl).await;
         let (door, mut crew) = opened.unwrap();
         self.door = Some(door);
         crew.identify(Identity {
@@ -146,6 +154,7 @@ impl Stage {
                 numerics: self.loaded.decoder.numerics(),
                 ..DeviceInfo::default()
             }),
+            nccl: false,
         }
     }
 }

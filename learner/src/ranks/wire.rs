@@ -4,8 +4,9 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use tina_model::Distribution;
 use tina_proto::v1::{
-    AdapterChunk, GradientChunk, PassDone, PassRange, PassSums, PolicyVersion, RankCompletion,
-    RankJob, RankPart, RankPass, SamplingParams, rank_command::Command,
+    AdapterChunk, GradientByNccl, GradientChunk, NcclGroup, PassDone, PassRange, PassSums,
+    PolicyVersion, RankCompletion, RankJob, RankPart, RankPass, SamplingParams,
+    rank_command::Command,
 };
 
 use crate::{
@@ -34,8 +35,14 @@ fn node(range: PassRange) -> Node {
     }
 }
 
-/// The head of a job; `adapter_bytes`: 0 where the rank holds the adapter.
-pub(super) fn job_message(id: u64, job: &Job<'_>, adapter_bytes: u64) -> RankJob {
+/// The head of a job; `adapter_bytes`: 0 where the rank holds the adapter; `nccl`: the rank's place in
+/// a group that gradients may come by.
+pub(super) fn job_message(
+    id: u64,
+    job: &Job<'_>,
+    adapter_bytes: u64,
+    nccl: Option<NcclGroup>,
+) -> RankJob {
     RankJob {
         job: id,
         adapter: Some(job.adapter.version.clone()),
@@ -43,6 +50,7 @@ pub(super) fn job_message(id: u64, job: &Job<'_>, adapter_bytes: u64) -> RankJob
         dropout_seed: job.dropout_seed,
         nodes: job.nodes.iter().copied().map(range).collect(),
         passes: job.passes.len() as u32,
+        nccl,
     }
 }
 
@@ -179,6 +187,8 @@ pub(super) struct Order {
     /// The adapter's file as far as it came.
     pub(super) file: Vec<u8>,
     adapter_bytes: usize,
+    /// By which gradients may go back.
+    pub(super) nccl: Option<NcclGroup>,
 }
 
 impl Order {
@@ -216,6 +226,7 @@ impl Order {
             received: BTreeMap::new(),
             file: Vec::new(),
             adapter_bytes: usize::try_from(bytes).map_err(|error| error.to_string())?,
+            nccl: job.nccl,
         })
     }
 
@@ -408,6 +419,15 @@ impl Awaited {
             seconds_backward: 0.0,
         });
         Ok(pass.completions)
+    }
+
+    /// Bytes of the gradient that is announced.
+    pub(super) fn announced(&self, announced: &GradientByNccl) -> Result<u64, String> {
+        let node = node(announced.node.unwrap_or_default());
+        if announced.job != self.job || !self.nodes.contains(&node) || self.open.is_some() {
+            return Err("a gradient that nobody asked for is announced".to_owned());
+        }
+        Ok(4 * self.parameters as u64)
     }
 
     /// The node's sum, if this was the last of it.

@@ -1,9 +1,10 @@
-//! Adapters from GPU to GPU inside one machine, by an NCCL broadcast: an extra that may fail.
+//! Bytes from GPU to GPU inside one machine, by an NCCL broadcast: an extra that may fail. Adapters
+//! go to workers by it, and gradients from the learner's ranks.
 //!
-//! The coordinator holds every adapter already and names the group; NCCL decides nothing. A
+//! Who holds the bytes named them over gRPC before; NCCL decides nothing. A
 //! collective blocks until all ranks are there, so it runs on a thread of its own ([`Nccl`]) under a
 //! deadline. After the first failure, of whatever kind, the thread is left to itself and this
-//! process uses NCCL no more: adapters come by gRPC, as they do everywhere else.
+//! process uses NCCL no more: everything comes by gRPC, as it does everywhere else.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -39,7 +40,7 @@ pub trait Collective {
     /// What is wrong, for a person.
     fn new_id(&mut self) -> Result<Vec<u8>, String>;
 
-    /// Joins the group and takes part in its one broadcast. Rank 0 gives the bytes; the others give
+    /// Joins the group, or comes back to it where it is lasting, and takes part in a broadcast. Rank 0 gives the bytes; the others give
     /// room of the same length, and get it back filled.
     ///
     /// # Errors
@@ -99,6 +100,59 @@ impl Nccl {
             *spare = Some(id.clone());
         }
         id
+    }
+
+    /// An id for a group that is made now; empty where NCCL can't be used.
+    pub async fn name_group(&self) -> Vec<u8> {
+        self.run(|nccl| nccl.new_id()).await.unwrap_or_default()
+    }
+
+    /// So many bytes from the group's rank 0, verified against their SHA-256.
+    ///
+    /// # Errors
+    /// What is wrong, for a person; NCCL is then off in this process.
+    pub async fn receive(
+        &self,
+        group: &NcclGroup,
+        bytes: u64,
+        digest: &[u8],
+    ) -> Result<Vec<u8>, String> {
+        check(group, bytes)?;
+        if group.rank == 0 {
+            return Err("rank 0 has the bytes".to_owned());
+        }
+        let (group, digest) = (group.clone(), digest.to_vec());
+        let length = usize::try_from(bytes).map_err(|error| error.to_string())?;
+        self.run(move |nccl| {
+            let bytes = nccl.broadcast(&group, vec![0; length])?;
+            let found = sha256(&bytes);
+            if found[..] == digest[..] {
+                Ok(bytes)
+            } else {
+                Err(format!("its bytes have SHA-256 {}", hex(&found)))
+            }
+        })
+        .await
+    }
+
+    /// These bytes to the group, whose rank 0 this process is.
+    ///
+    /// # Errors
+    /// What is wrong, for a person; NCCL is then off in this process.
+    pub async fn send(&self, group: &NcclGroup, bytes: Vec<u8>) -> Result<(), String> {
+        check(group, bytes.len() as u64)?;
+        if group.rank != 0 {
+            return Err("only rank 0 sends".to_owned());
+        }
+        self.spend(&group.id);
+        let group = group.clone();
+        self.run(move |nccl| nccl.broadcast(&group, bytes).map(drop))
+            .await
+    }
+
+    /// False after a failure.
+    pub fn is_on(&self) -> bool {
+        !matches!(&*self.state(), State::Off)
     }
 
     fn spend(&self, id: &[u8]) {
@@ -205,51 +259,22 @@ impl<F: AdapterTransport> NcclTransport<F> {
             fallback,
         }
     }
+}
 
-    fn check(&self) -> Result<(), String> {
-        let NcclGroup { id, rank, world } = &self.group;
-        let (length, bytes) = (id.len(), self.bytes);
-        if length != NCCL_ID_BYTES || rank >= world || *world < 2 {
-            return Err(format!(
-                "no group: rank {rank} of {world}, an id of {length} bytes"
-            ));
-        }
-        if bytes == 0 || bytes > MAX_ADAPTER_BYTES {
-            return Err(format!("{bytes} bytes are no adapter"));
-        }
-        Ok(())
+fn check(group: &NcclGroup, bytes: u64) -> Result<(), String> {
+    let NcclGroup {
+        id, rank, world, ..
+    } = group;
+    let length = id.len();
+    if length != NCCL_ID_BYTES || rank >= world || *world < 2 {
+        return Err(format!(
+            "no group: rank {rank} of {world}, an id of {length} bytes"
+        ));
     }
-
-    async fn receive(&self, version: &PolicyVersion) -> Result<Vec<u8>, String> {
-        self.check()?;
-        if self.group.rank == 0 {
-            return Err("rank 0 has the adapter".to_owned());
-        }
-        let (group, digest) = (self.group.clone(), version.digest.clone());
-        let length = usize::try_from(self.bytes).map_err(|error| error.to_string())?;
-        self.nccl
-            .run(move |nccl| {
-                let bytes = nccl.broadcast(&group, vec![0; length])?;
-                let found = sha256(&bytes);
-                if found[..] == digest[..] {
-                    Ok(bytes)
-                } else {
-                    Err(format!("its bytes have SHA-256 {}", hex(&found)))
-                }
-            })
-            .await
+    if bytes == 0 || bytes > MAX_ADAPTER_BYTES {
+        return Err(format!("{bytes} bytes are none that it takes"));
     }
-
-    async fn send(&self, bytes: Vec<u8>) -> Result<(), String> {
-        self.check()?;
-        if self.group.rank != 0 || bytes.len() as u64 != self.bytes {
-            return Err("only rank 0 sends, and all of the adapter".to_owned());
-        }
-        self.nccl.spend(&self.group.id);
-        let group = self.group.clone();
-        let sending = move |nccl: &mut dyn Collective| nccl.broadcast(&group, bytes).map(drop);
-        self.nccl.run(sending).await
-    }
+    Ok(())
 }
 
 impl<F: AdapterTransport> AdapterTransport for NcclTransport<F> {
@@ -260,7 +285,8 @@ impl<F: AdapterTransport> AdapterTransport for NcclTransport<F> {
         async move {
             let started = Instant::now();
             let name = version.short();
-            match self.receive(version).await {
+            let received = self.nccl.receive(&self.group, self.bytes, &version.digest);
+            match received.await {
                 Ok(bytes) => {
                     let seconds = started.elapsed().as_secs_f64();
                     info!(version = %name, seconds, "adapter received by NCCL");
@@ -283,12 +309,15 @@ impl<F: AdapterTransport> AdapterTransport for NcclTransport<F> {
         bytes: &'a [u8],
     ) -> BoxFuture<'a, Result<(), TransportError>> {
         async move {
-            self.send(bytes.to_vec())
-                .await
-                .map_err(|problem| TransportError::Nccl {
-                    version: version.short().to_string(),
-                    problem,
-                })
+            let sent = if bytes.len() as u64 == self.bytes {
+                self.nccl.send(&self.group, bytes.to_vec()).await
+            } else {
+                Err("all of the adapter is sent, or nothing".to_owned())
+            };
+            sent.map_err(|problem| TransportError::Nccl {
+                version: version.short().to_string(),
+                problem,
+            })
         }
         .boxed()
     }

@@ -308,6 +308,7 @@ fn an_adapter_that_is_held_is_taken_again_where_a_group_waits_for_this_worker() 
         id: vec![1; 128],
         rank: 1,
         world: 2,
+        lasting: false,
     };
     let actions = state.command(command(Command::LoadAdapter(LoadAdapter {
         version: Some(version(5, "adapter")),

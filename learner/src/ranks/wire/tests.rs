@@ -71,7 +71,7 @@ fn chunk(offset: u64, data: &[u8]) -> AdapterChunk {
 fn a_job_arrives_as_it_was_given() {
     with_job(|job| {
         let bytes = &job.adapter.bytes;
-        let head = job_message(5, job, bytes.len() as u64);
+        let head = job_message(5, job, bytes.len() as u64, None);
         let mut order = Order::begin(head, None, 1000).unwrap();
         order.take_chunk(&chunk(0, &bytes[..60])).unwrap();
         for pass in pass_messages(5, job) {
@@ -91,7 +91,7 @@ fn a_job_arrives_as_it_was_given() {
         }
         // Where the rank holds the adapter, only passes come.
         let digest = job.adapter.version.digest.clone();
-        let mut order = Order::begin(job_message(6, job, 0), Some(&digest), 1000).unwrap();
+        let mut order = Order::begin(job_message(6, job, 0, None), Some(&digest), 1000).unwrap();
         for pass in pass_messages(6, job) {
             order.take_pass(pass, &LIMITS).unwrap();
         }
@@ -102,7 +102,7 @@ fn a_job_arrives_as_it_was_given() {
 #[test]
 fn a_job_that_can_t_be_is_refused_before_anything_is_kept_of_it() {
     let spoilt = |spoil: fn(&mut RankJob)| {
-        let mut head = with_job(|job| job_message(5, job, 100));
+        let mut head = with_job(|job| job_message(5, job, 100, None));
         spoil(&mut head);
         Order::begin(head, Some(&[1; 32]), 1000).unwrap_err()
     };
@@ -114,7 +114,8 @@ fn a_job_that_can_t_be_is_refused_before_anything_is_kept_of_it() {
     assert!(spoilt(|job| job.nodes[0].end = 3).contains("overlap"));
     assert!(spoilt(|job| job.nodes[0].start = 1 << 31).contains("none of"));
 
-    let mut order = with_job(|job| Order::begin(job_message(5, job, 100), None, 100)).unwrap();
+    let mut order =
+        with_job(|job| Order::begin(job_message(5, job, 100, None), None, 100)).unwrap();
     assert!(order.take_chunk(&chunk(1, &[9; 10])).is_err());
     assert!(order.take_chunk(&chunk(0, &[9; 101])).is_err());
     assert!(
@@ -129,7 +130,7 @@ fn a_job_that_can_t_be_is_refused_before_anything_is_kept_of_it() {
 fn a_pass_that_can_t_be_is_refused() {
     let spoilt = |spoil: fn(&mut RankPass)| {
         with_job(|job| {
-            let mut order = Order::begin(job_message(5, job, 100), None, 100).unwrap();
+            let mut order = Order::begin(job_message(5, job, 100, None), None, 100).unwrap();
             let mut pass = pass_messages(5, job).remove(0);
             spoil(&mut pass);
             let problem = order.take_pass(pass, &LIMITS).unwrap_err();

@@ -1,6 +1,6 @@
 //! [`Collective`] by NCCL itself. Compiled and linked; no GPU has run it yet.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use cudarc::{
     driver::{CudaContext, CudaStream},
@@ -16,14 +16,23 @@ pub(super) struct Gpu {
     /// Of the last broadcast. A communicator that is dropped takes its buffers along, and another
     /// rank may still be reading from them when this one is done; at the next broadcast none is.
     last: Option<Comm>,
+    /// Of lasting groups, by their ids.
+    lasting: BTreeMap<Vec<u8>, Comm>,
 }
+
+/// Lasting groups at a time: each holds memory of the GPU.
+const MOST_LASTING: usize = 16;
 
 impl Gpu {
     /// The GPU is made this thread's current one, which NCCL goes by.
     pub(super) fn open(ordinal: usize) -> Result<Self, String> {
         let context = CudaContext::new(ordinal).map_err(problem("its GPU"))?;
         let stream = context.new_stream().map_err(problem("a CUDA stream"))?;
-        Ok(Self { stream, last: None })
+        Ok(Self {
+            stream,
+            last: None,
+            lasting: BTreeMap::new(),
+        })
     }
 }
 
@@ -34,15 +43,11 @@ impl Collective for Gpu {
     }
 
     fn broadcast(&mut self, group: &NcclGroup, mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        self.last = None;
-        let mut id = [0; NCCL_ID_BYTES];
-        for (to, from) in id.iter_mut().zip(&group.id) {
-            *to = *from as std::ffi::c_char;
-        }
-        let (rank, world) = (group.rank as usize, group.world as usize);
+        let comm = match self.lasting.remove(&group.id) {
+            Some(comm) => comm,
+            None => self.join(group)?,
+        };
         let stream = &self.stream;
-        let comm = Comm::from_rank(stream.clone(), rank, world, Id::uninit(id))
-            .map_err(|error| problem("joining the group")(error.0))?;
         let mut buffer = stream.clone_htod(&bytes).map_err(problem("GPU memory"))?;
         comm.broadcast_in_place(&mut buffer, 0)
             .map_err(|error| problem("the broadcast")(error.0))?;
@@ -50,8 +55,31 @@ impl Collective for Gpu {
             .memcpy_dtoh(&buffer, &mut bytes)
             .map_err(problem("copying from the GPU"))?;
         stream.synchronize().map_err(problem("the broadcast"))?;
-        self.last = Some(comm);
+        if group.lasting {
+            self.lasting.insert(group.id.clone(), comm);
+        } else {
+            self.last = Some(comm);
+        }
         Ok(bytes)
+    }
+}
+
+impl Gpu {
+    fn join(&mut self, group: &NcclGroup) -> Result<Comm, String> {
+        if group.lasting {
+            if self.lasting.len() >= MOST_LASTING {
+                return Err(format!("{MOST_LASTING} lasting groups are all it has"));
+            }
+        } else {
+            self.last = None;
+        }
+        let mut id = [0; NCCL_ID_BYTES];
+        for (to, from) in id.iter_mut().zip(&group.id) {
+            *to = *from as std::ffi::c_char;
+        }
+        let (rank, world) = (group.rank as usize, group.world as usize);
+        Comm::from_rank(self.stream.clone(), rank, world, Id::uninit(id))
+            .map_err(|error| problem("joining the group")(error.0))
     }
 }
 

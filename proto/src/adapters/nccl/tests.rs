@@ -85,6 +85,7 @@ fn place(nccl: &Nccl, id: &[u8], rank: u32, sure: &Sure) -> NcclTransport<Sure> 
         id: id.to_vec(),
         rank,
         world: 3,
+        lasting: false,
     };
     NcclTransport::new(nccl.clone(), group, CONTENT.len() as u64, sure.clone())
 }
