@@ -55,6 +55,7 @@ pub mod rank_commands {
                     end: passes,
                 }],
                 passes,
+                nccl: None,
             })
         };
         let file = vec![9; 40];
@@ -120,6 +121,11 @@ pub mod rank_messages {
             gradient(0, &[1.0, -2.0]),
             gradient(0, &[0.0, 0.5]),
             pass(1),
+            M::ByNccl(v1::GradientByNccl {
+                job: 1,
+                node: Some(v1::PassRange { start: 1, end: 2 }),
+                digest: vec![1; 32],
+            }),
             gradient(1, &[1.0, 2.0, 3.0, f32::NAN]),
         ];
         vec![stream(all.map(|message| v1::RankMessage {

@@ -67,6 +67,7 @@ pub fn try_messages(messages: impl IntoIterator<Item = RankMessage>) -> usize {
         let taken = match message.message {
             Some(Message::PassDone(done)) => awaited.pass_done(done).map(|_| false),
             Some(Message::Gradient(chunk)) => awaited.chunk(&chunk).map(|sum| sum.is_some()),
+            Some(Message::ByNccl(announced)) => awaited.announced(&announced).map(|_| false),
             _ => break,
         };
         match taken {
