@@ -146,6 +146,7 @@ pub async fn run(
     parse_device(&options.device).map_err(EngineError::from)?;
     let mut learner = Learner {
         auth: options.coordinator.interceptor()?,
+        nccl: Nccl::on_device(&options.device),
         options,
         work: Work::Nothing,
         activity: Arc::default(),
@@ -219,6 +220,8 @@ impl Activity {
 
 struct Learner {
     options: LearnerOptions,
+    /// One for adapters and gradients: NCCL wants one thing at a time of a GPU.
+    nccl: Nccl,
     auth: AuthInterceptor,
     work: Work,
     activity: Arc<Activity>,
@@ -356,7 +359,8 @@ impl Learner {
         welcome: LearnerWelcome,
     ) -> Result<(), End> {
         let spec = welcome.spec.unwrap_or_default();
-        self.broadcasts.follow(&spec, &self.options.device);
+        self.broadcasts
+            .follow(&spec, &self.options.device, &self.nccl);
         let mut engine = loop {
             match std::mem::replace(&mut self.work, Work::Nothing) {
                 Work::Idle(engine) if engine.serves(&spec) => break *engine,
@@ -411,7 +415,8 @@ impl Learner {
         }
         let (options, token) = (&self.options.door, &self.options.coordinator.token);
         let device = &self.options.device;
-        let nccl = (shared.nccl && device.starts_with("cuda")).then(|| Nccl::on_device(device));
+        let nccl = (shared.nccl && device.starts_with("cuda"))
+            .then(|| (self.nccl.clone(), device.clone()));
         let (door, crew) = Door::open(options, token.as_deref(), spec, shared, nccl).await?;
         self.door = Some(door);
         Ok(Some(crew))

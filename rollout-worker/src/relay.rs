@@ -1,5 +1,5 @@
 //! The port where a worker hands adapters on to others. The same doors as the coordinator's: loopback by
-//! itself, and beyond it a token and TLS.
+//! itself, and beyond it a token (or mutual TLS) and TLS.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 

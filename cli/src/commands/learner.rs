@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where to listen for other ranks, in a run with learner.ranks above 1; port 0: any free one.
-    /// Beyond loopback a token and TLS are demanded.
+    /// Beyond loopback a token (or --ranks-client-ca) and TLS are demanded.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     ranks_listen: String,
     /// Certificate chain (PEM) that other ranks are shown; makes their calls TLS

@@ -27,8 +27,8 @@ pub(crate) struct Args {
 /// Where adapters are handed on to other workers, in a run with cluster.adapter_relay
 #[derive(Debug, clap::Args)]
 struct RelayArgs {
-    /// Address to listen on for other workers; beyond loopback it takes a token, --relay-cert and
-    /// --relay-key [default: any free port of 127.0.0.1]
+    /// Address to listen on for other workers; beyond loopback it takes --relay-cert and
+    /// --relay-key, and a token or --relay-client-ca [default: any free port of 127.0.0.1]
     #[arg(long, value_name = "IP:PORT")]
     relay_listen: Option<SocketAddr>,
     /// Name or address that other machines reach this one by [default: the IP of --relay-listen]

@@ -214,7 +214,7 @@ pub(crate) async fn drive(
         folder.clear()?;
     }
     let trains = given.is_empty();
-    let (notes, heard) = mpsc::unbounded_channel();
+    let (notes, mut heard) = mpsc::unbounded_channel();
     let tell = notes.clone();
     let (journal, resumed) = Journal::open(
         &folder.journal(),
@@ -335,9 +335,11 @@ pub(crate) async fn drive(
         events,
         notes,
     });
-    let outcome = shell.run(&mut arrivals, heard, mourning, shutdown).await;
+    let outcome = shell
+        .run(&mut arrivals, &mut heard, mourning, shutdown)
+        .await;
     supervisor.expect_end();
-    let summary = shell.end(outcome, &folder).await;
+    let summary = shell.end(outcome, &folder, &mut heard).await;
     // Not before: who sends something meanwhile would hear that nobody takes it instead of the good-bye.
     drop(arrivals);
     let at_once = matches!(summary, Err(CoordinatorError::Interrupted { .. }));

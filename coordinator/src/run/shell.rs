@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    mem::take,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -64,12 +65,34 @@ pub(super) enum Note {
     Failed(String),
 }
 
+impl Note {
+    fn failure(self) -> Option<String> {
+        match self {
+            Self::Failed(why) => Some(why),
+            _ => None,
+        }
+    }
+}
+
 /// How the loop ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Finished { stopped_early: bool },
     Failed(String),
     Interrupted,
+}
+
+impl Outcome {
+    /// As roles are told.
+    fn reason(&self) -> String {
+        match self {
+            Self::Finished {
+                stopped_early: false,
+            } => "the run is done".to_owned(),
+            Self::Failed(reason) => format!("the run failed: {reason}"),
+            _ => "the run was stopped".to_owned(),
+        }
+    }
 }
 
 pub(super) struct Parts {
@@ -147,7 +170,7 @@ impl Shell {
     pub(super) async fn run(
         &mut self,
         arrivals: &mut mpsc::Receiver<Inbound>,
-        mut notes: mpsc::UnboundedReceiver<Note>,
+        notes: &mut mpsc::UnboundedReceiver<Note>,
         mut deaths: mpsc::UnboundedReceiver<GaveUp>,
         mut shutdown: watch::Receiver<u32>,
     ) -> Outcome {
@@ -159,11 +182,6 @@ impl Shell {
             // In order, so that a run replays; what is rare comes first, so that nothing starves.
             tokio::select! {
                 biased;
-                _ = tick.tick() => {
-                    let began = Instant::now();
-                    self.handle(Event::Tick);
-                    self.busy += began.elapsed();
-                }
                 changed = shutdown.changed(), if watched => {
                     watched = changed.is_ok();
                     let count = *shutdown.borrow_and_update();
@@ -175,6 +193,13 @@ impl Shell {
                     }
                 }
                 Some(GaveUp(reason)) = deaths.recv() => self.fail(reason),
+                _ = tick.tick() => {
+                    let began = Instant::now();
+                    self.handle(Event::Tick);
+                    self.busy += began.elapsed();
+                    // However long that took, the others have their turn first.
+                    tick.reset();
+                }
                 Some(note) = notes.recv() => {
                     let began = Instant::now();
                     self.hear(note);
@@ -410,17 +435,21 @@ impl Shell {
     /// Makes everything durable, says good-bye to all, and sums up.
     pub(super) async fn end(
         mut self,
-        outcome: Outcome,
+        mut outcome: Outcome,
         folder: &Folder,
+        notes: &mut mpsc::UnboundedReceiver<Note>,
     ) -> Result<RunSummary, CoordinatorError> {
         self.save_adapter();
         self.report(true);
-        let reason = match &outcome {
-            Outcome::Finished {
-                stopped_early: false,
-            } => "the run is done".to_owned(),
-            Outcome::Failed(reason) => format!("the run failed: {reason}"),
-            _ => "the run was stopped".to_owned(),
+        let (workers, learners) = (take(&mut self.workers), take(&mut self.learners));
+        let good_byes = |outcome: &Outcome| {
+            let reason = outcome.reason();
+            for outbox in workers.into_values() {
+                outbox.finish(stop_worker(reason.clone()));
+            }
+            for outbox in learners.into_values() {
+                outbox.finish(stop_learner(reason.clone()));
+            }
         };
         let counters = self.counters();
         let steps = self.parts.scheduler.steps_done();
@@ -432,18 +461,28 @@ impl Shell {
             ..
         } = self.parts;
         journal.write(Write::Counters(counters));
-        let flushed = journal.flush().await;
-        if let Some(shelf) = shelf {
-            shelf.close().await;
-        }
-        // Not before: whoever is told that the run is over won't come back, and if this process died
-        // without what was last recorded, it would want them again.
-        for outbox in self.workers.into_values() {
-            outbox.finish(stop_worker(reason.clone()));
-        }
-        for outbox in self.learners.into_values() {
-            outbox.finish(stop_learner(reason.clone()));
-        }
+        let durable = async {
+            let flushed = journal.flush().await;
+            if let Some(shelf) = shelf {
+                shelf.close().await;
+            }
+            flushed
+        };
+        let flushed = if matches!(outcome, Outcome::Interrupted) {
+            // At once; who goes on with the run starts it anew.
+            good_byes(&outcome);
+            durable.await
+        } else {
+            // Not before all is durable: whoever is told that the run is over won't come back, and if this
+            // process died without what was last recorded, it would want them again.
+            let flushed = durable.await;
+            let failures = std::iter::from_fn(|| notes.try_recv().ok());
+            if let Some(why) = failures.filter_map(Note::failure).next() {
+                outcome = Outcome::Failed(why);
+            }
+            good_byes(&outcome);
+            flushed
+        };
         let stopped_early = match outcome {
             Outcome::Finished { stopped_early } => stopped_early,
             Outcome::Failed(reason) => {

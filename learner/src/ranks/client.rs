@@ -314,10 +314,14 @@ impl Rank {
         self.adapter = None;
         let model = self.load(session, spec).await?;
         let device = host::device_info(&self.options.device, model.decoder.numerics());
+        let nccl = match &self.nccl {
+            Some(nccl) if model.settings.ranks.nccl => nccl.is_usable().await,
+            _ => false,
+        };
         let ready = RankReady {
             model_digest: model.model_digest.clone(),
             device: Some(device),
-            nccl: self.nccl.as_ref().is_some_and(Nccl::is_on),
+            nccl,
         };
         session.send(Message::Ready(ready)).await?;
         info!(rank0 = session.url, "ready");

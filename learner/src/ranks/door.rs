@@ -27,7 +27,7 @@ const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 /// How a learner listens for its other ranks.
 #[derive(Clone, Debug)]
 pub struct DoorOptions {
-    /// Address and port; port 0: any free one. Beyond loopback a token and TLS are demanded.
+    /// Address and port; port 0: any free one. Beyond loopback a token (or mutual TLS) and TLS are demanded.
     pub listen: String,
     /// What ranks are shown, and have to show.
     pub tls: Option<ServerTls>,
@@ -99,7 +99,8 @@ impl Drop for Door {
 
 impl Door {
     /// Listens for the ranks beside this one that the run has; in its folder, where this machine has
-    /// that, the address is written down. `nccl`: by which gradients may come.
+    /// that, the address is written down. `nccl`: by which gradients may come, and
+    /// the GPU that this rank computes on.
     ///
     /// # Errors
     /// See [`DoorError`].
@@ -108,7 +109,7 @@ impl Door {
         token: Option<&str>,
         spec: &RunSpec,
         shared: RankSettings,
-        nccl: Option<Nccl>,
+        nccl: Option<(Nccl, String)>,
     ) -> Result<(Self, HubCrew), DoorError> {
         let address = options.listen.parse::<SocketAddr>();
         let address = address.map_err(|_| DoorError::Address(options.listen.clone()))?;

@@ -9,7 +9,6 @@ use std::{
 
 use tina_proto::{
     adapters::{CHUNK_BYTES, Nccl},
-    host,
     v1::{
         AdapterChunk, GradientByNccl, GradientChunk, NcclGroup, RankCommand, RankHello, RankJob,
         RankMessage, RankPass, RankReady, RankStop, RankWelcome, RunSpec, rank_command::Command,
@@ -50,8 +49,8 @@ struct Shared {
     spec: RunSpec,
     /// Ranks beside this one.
     most: usize,
-    /// By which gradients may come.
-    nccl: Option<Nccl>,
+    /// By which gradients may come, and the GPU that this rank computes on.
+    nccl: Option<(Nccl, String)>,
     members: Mutex<Members>,
     news: mpsc::UnboundedSender<News>,
 }
@@ -67,7 +66,7 @@ struct Members {
 struct Member {
     name: String,
     commands: Outgoing,
-    /// On this machine.
+    /// On another GPU of this machine.
     is_near: bool,
     /// The id of its NCCL group; empty: none.
     group: Vec<u8>,
@@ -90,7 +89,7 @@ impl Hub {
     pub(super) fn new(
         spec: RunSpec,
         most: usize,
-        nccl: Option<Nccl>,
+        nccl: Option<(Nccl, String)>,
     ) -> (Self, mpsc::UnboundedReceiver<News>) {
         let (news, heard) = mpsc::unbounded_channel();
         let shared = Shared {
@@ -139,8 +138,8 @@ impl Hub {
         self.members().by_seat.len()
     }
 
-    /// Takes a seat; a rank of the same name loses its own.
-    fn admit(&self, hello: &RankHello, commands: Outgoing) -> Result<Seat, Status> {
+    /// Takes a seat; a rank of the same name loses its own. `here`: it dials from this machine.
+    fn admit(&self, hello: &RankHello, here: bool, commands: Outgoing) -> Result<Seat, Status> {
         let version = env!("CARGO_PKG_VERSION");
         if hello.version != version {
             let theirs = &hello.version;
@@ -181,7 +180,7 @@ impl Hub {
         let member = Member {
             name,
             commands,
-            is_near: is_near(hello),
+            is_near: here && self.is_beside(hello),
             group: Vec::new(),
             ready: None,
             adapter: Vec::new(),
@@ -219,12 +218,9 @@ impl Hub {
 
     /// Gives a rank a group of NCCL's with this one, where gradients may come by it.
     async fn name_group(&self, seat: Seat) {
-        let near = self
-            .members()
-            .by_seat
-            .get(&seat)
-            .is_some_and(|member| member.is_near);
-        let (Some(nccl), true) = (&self.shared.nccl, near) else {
+        let due = |member: &Member| member.is_near && member.ready.is_none();
+        let due = self.members().by_seat.get(&seat).is_some_and(due);
+        let (Some((nccl, _)), true) = (&self.shared.nccl, due) else {
             return;
         };
         let group = nccl.name_group().await;
@@ -233,9 +229,20 @@ impl Hub {
         }
     }
 
+    /// Whether a rank computes on another GPU than this one.
+    fn is_beside(&self, hello: &RankHello) -> bool {
+        let whole = |device: &str| match device {
+            "cuda" => "cuda:0".to_owned(),
+            device => device.to_owned(),
+        };
+        let theirs = hello.device.as_ref().map(|device| whole(&device.device));
+        let own = self.shared.nccl.as_ref().map(|(_, device)| whole(device));
+        theirs.is_some() && own.is_some() && theirs != own
+    }
+
     /// This rank's place in a seat's group; the other is the sender's.
     fn group(&self, member: &Member) -> Option<NcclGroup> {
-        let nccl = self.shared.nccl.as_ref()?;
+        let (nccl, _) = self.shared.nccl.as_ref()?;
         (!member.group.is_empty() && nccl.is_on()).then(|| NcclGroup {
             id: member.group.clone(),
             rank: 1,
@@ -254,7 +261,7 @@ impl Hub {
             let group = self.group(member).ok_or("no group was made with it")?;
             (group, awaited.announced(announced)?)
         };
-        let nccl = self.shared.nccl.as_ref().ok_or("NCCL isn't used")?;
+        let (nccl, _) = self.shared.nccl.as_ref().ok_or("NCCL isn't used")?;
         let data = nccl.receive(&group, bytes, &announced.digest).await?;
         let chunk = GradientChunk {
             job: announced.job,
@@ -276,6 +283,9 @@ impl Hub {
             // Its bytes are waited for elsewhere.
             Message::ByNccl(_) => return Err(idle()),
             Message::Failed(failed) => return Err(failed.error),
+            Message::Ready(_) if member.ready.is_some() => {
+                return Err("a second Ready".to_owned());
+            }
             Message::Ready(ready) => {
                 let identity = identity(ready);
                 info!(
@@ -357,12 +367,6 @@ impl Hub {
     }
 }
 
-/// Whether a rank is on this machine, the one that NCCL is used in.
-fn is_near(hello: &RankHello) -> bool {
-    let machine = hello.address.rsplit_once(':').map(|(name, _)| name);
-    machine == Some(&*host::name())
-}
-
 fn identity(ready: RankReady) -> Identity {
     Identity {
         model_digest: ready.model_digest,
@@ -384,6 +388,8 @@ impl Ranks for Hub {
         &self,
         request: Request<Streaming<RankMessage>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
+        let ends = (request.local_addr(), request.remote_addr());
+        let here = matches!(ends, (Some(own), Some(peer)) if own.ip() == peer.ip());
         let mut messages = request.into_inner();
         let first = timeout(HELLO_DEADLINE, messages.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Hello came"))?;
@@ -391,7 +397,7 @@ impl Ranks for Hub {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let (commands, outgoing) = mpsc::channel(OUTGOING);
-        let seat = self.admit(&hello, commands)?;
+        let seat = self.admit(&hello, here, commands)?;
         let task = tokio::spawn(self.clone().listen(seat, messages));
         match self.members().by_seat.get_mut(&seat) {
             Some(member) => member.tasks.push(task.abort_handle()),
@@ -470,6 +476,7 @@ impl Crew for HubCrew {
         member.adapter.clone_from(digest);
         let bytes = file.as_ref().map_or(0, |file| file.bytes.len() as u64);
         let group = self.hub.group(member);
+        let group = group.filter(|_| 4 * job.parameters as u64 <= Nccl::MOST_BYTES);
         let theirs = group.map(|group| NcclGroup { rank: 0, ..group });
         let (head, passes) = (job_message(id, job, bytes, theirs), pass_messages(id, job));
         member.awaited = Some(Awaited::new(id, job));

@@ -77,7 +77,7 @@ impl Stage {
         self.open_with(patience, None).await
     }
 
-    async fn open_with(&mut self, patience: Duration, nccl: Option<Nccl>) -> HubCrew {
+    async fn open_with(&mut self, patience: Duration, nccl: Option<(Nccl, String)>) -> HubCrew {
         self.door = None;
         let shared = RankSettings {
             ranks: self.ranks,

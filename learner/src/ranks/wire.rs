@@ -424,7 +424,10 @@ impl Awaited {
     /// Bytes of the gradient that is announced.
     pub(super) fn announced(&self, announced: &GradientByNccl) -> Result<u64, String> {
         let node = node(announced.node.unwrap_or_default());
-        if announced.job != self.job || !self.nodes.contains(&node) || self.open.is_some() {
+        let passes = node.passes().map(|pass| self.passes.get(&pass));
+        let here = |pass: Option<&AwaitedPass>| pass.is_some_and(|pass| pass.outcome.is_some());
+        let asked = announced.job == self.job && self.nodes.contains(&node);
+        if !asked || self.open.is_some() || !passes.into_iter().all(here) {
             return Err("a gradient that nobody asked for is announced".to_owned());
         }
         Ok(4 * self.parameters as u64)

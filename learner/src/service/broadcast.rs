@@ -15,13 +15,9 @@ pub(super) struct Broadcasts(Option<Nccl>);
 
 impl Broadcasts {
     /// Takes part in them where the run says so.
-    pub(super) fn follow(&mut self, spec: &RunSpec, device: &str) {
+    pub(super) fn follow(&mut self, spec: &RunSpec, device: &str, nccl: &Nccl) {
         let wanted = spec.adapter_transport == "nccl" && device.starts_with("cuda");
-        if !wanted {
-            self.0 = None;
-        } else if self.0.is_none() {
-            self.0 = Some(Nccl::on_device(device));
-        }
+        self.0 = wanted.then(|| nccl.clone());
     }
 
     /// The id of a group that the coordinator may make; empty: none.
@@ -70,10 +66,10 @@ mod tests {
         };
         let mut broadcasts = Broadcasts::default();
         for (transport, device) in [("", "cuda:0"), ("grpc", "cuda:0"), ("nccl", "cpu")] {
-            broadcasts.follow(&spec(transport), device);
+            broadcasts.follow(&spec(transport), device, &Nccl::on_device(device));
             assert!(broadcasts.0.is_none() && broadcasts.offer().await.is_empty());
         }
-        broadcasts.follow(&spec("nccl"), "cuda:0");
+        broadcasts.follow(&spec("nccl"), "cuda:0", &Nccl::on_device("cuda:0"));
         assert!(broadcasts.0.is_some());
     }
 }

@@ -40,7 +40,8 @@ pub trait Collective {
     /// What is wrong, for a person.
     fn new_id(&mut self) -> Result<Vec<u8>, String>;
 
-    /// Joins the group, or comes back to it where it is lasting, and takes part in a broadcast. Rank 0 gives the bytes; the others give
+    /// Joins the group, or comes back to it where it is lasting, and takes part in a broadcast.
+    /// Rank 0 gives the bytes; the others give
     /// room of the same length, and get it back filled.
     ///
     /// # Errors
@@ -102,6 +103,11 @@ impl Nccl {
         id
     }
 
+    /// Whether it can be used, as far as this process knows.
+    pub async fn is_usable(&self) -> bool {
+        self.run(|_| Ok(())).await.is_ok()
+    }
+
     /// An id for a group that is made now; empty where NCCL can't be used.
     pub async fn name_group(&self) -> Vec<u8> {
         self.run(|nccl| nccl.new_id()).await.unwrap_or_default()
@@ -110,7 +116,7 @@ impl Nccl {
     /// So many bytes from the group's rank 0, verified against their SHA-256.
     ///
     /// # Errors
-    /// What is wrong, for a person; NCCL is then off in this process.
+    /// What is wrong, for a person. Where NCCL itself failed, it is off from then on.
     pub async fn receive(
         &self,
         group: &NcclGroup,
@@ -138,7 +144,7 @@ impl Nccl {
     /// These bytes to the group, whose rank 0 this process is.
     ///
     /// # Errors
-    /// What is wrong, for a person; NCCL is then off in this process.
+    /// What is wrong, for a person. Where NCCL itself failed, it is off from then on.
     pub async fn send(&self, group: &NcclGroup, bytes: Vec<u8>) -> Result<(), String> {
         check(group, bytes.len() as u64)?;
         if group.rank != 0 {
@@ -149,6 +155,9 @@ impl Nccl {
         self.run(move |nccl| nccl.broadcast(&group, bytes).map(drop))
             .await
     }
+
+    /// Bytes of one broadcast at most.
+    pub const MOST_BYTES: u64 = MAX_ADAPTER_BYTES;
 
     /// False after a failure.
     pub fn is_on(&self) -> bool {
@@ -199,16 +208,36 @@ impl Nccl {
         let (answer, answered) = oneshot::channel();
         // Without an inbox the answer is dropped with the job.
         let _ = jobs.send(Box::new(move |nccl| drop(answer.send(work(nccl)))));
+        // Nobody may wait for it any more: its thread may be stuck all the same.
+        let abandoned = Abandoned(Some(self));
         let outcome = match timeout(self.deadline, answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err("its thread ended".to_owned()),
             Err(_) => Err(format!("nothing within {:?}", self.deadline)),
         };
+        abandoned.answered();
         if let Err(why) = &outcome {
             warn!(why, "NCCL failed; this process uses it no more");
             *self.state() = State::Off;
         }
         outcome
+    }
+}
+
+/// Turns NCCL off when it is dropped before there was an answer.
+struct Abandoned<'a>(Option<&'a Nccl>);
+
+impl Abandoned<'_> {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(nccl) = self.0 {
+            *nccl.state() = State::Off;
+        }
     }
 }
 

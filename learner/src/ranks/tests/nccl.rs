@@ -67,7 +67,10 @@ impl Wire {
 async fn train_over(wire: Wire) -> (Made, usize) {
     let wire = Arc::new(wire);
     let mut stage = Stage::new(2);
-    let mut crew = stage.open_with(patience(), Some(wire.end())).await;
+    stage.spec.learner.as_mut().unwrap().ranks_by_nccl = true;
+    // Ranks say that they compute on "cpu", which is another device.
+    let own = (wire.end(), "cuda:0".to_owned());
+    let mut crew = stage.open_with(patience(), Some(own)).await;
     for name in ["a", "b"] {
         let (options, nccl) = (stage.options(name), Some(wire.end()));
         tokio::spawn(run_with(options, nccl, std::future::pending()));

@@ -1,6 +1,6 @@
 //! [`Collective`] by NCCL itself. Compiled and linked; no GPU has run it yet.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{collections::VecDeque, fmt::Debug, sync::Arc};
 
 use cudarc::{
     driver::{CudaContext, CudaStream},
@@ -16,11 +16,12 @@ pub(super) struct Gpu {
     /// Of the last broadcast. A communicator that is dropped takes its buffers along, and another
     /// rank may still be reading from them when this one is done; at the next broadcast none is.
     last: Option<Comm>,
-    /// Of lasting groups, by their ids.
-    lasting: BTreeMap<Vec<u8>, Comm>,
+    /// Of lasting groups, with their ids, the one used last at the end.
+    lasting: VecDeque<(Vec<u8>, Comm)>,
 }
 
-/// Lasting groups at a time: each holds memory of the GPU.
+/// Lasting groups at a time: each holds memory of the GPU, and that of a rank that has gone is never
+/// used again.
 const MOST_LASTING: usize = 16;
 
 impl Gpu {
@@ -31,7 +32,7 @@ impl Gpu {
         Ok(Self {
             stream,
             last: None,
-            lasting: BTreeMap::new(),
+            lasting: VecDeque::new(),
         })
     }
 }
@@ -43,8 +44,9 @@ impl Collective for Gpu {
     }
 
     fn broadcast(&mut self, group: &NcclGroup, mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        let comm = match self.lasting.remove(&group.id) {
-            Some(comm) => comm,
+        let known = self.lasting.iter().position(|(id, _)| *id == group.id);
+        let comm = match known.and_then(|at| self.lasting.remove(at)) {
+            Some((_, comm)) => comm,
             None => self.join(group)?,
         };
         let stream = &self.stream;
@@ -56,7 +58,7 @@ impl Collective for Gpu {
             .map_err(problem("copying from the GPU"))?;
         stream.synchronize().map_err(problem("the broadcast"))?;
         if group.lasting {
-            self.lasting.insert(group.id.clone(), comm);
+            self.lasting.push_back((group.id.clone(), comm));
         } else {
             self.last = Some(comm);
         }
@@ -68,7 +70,7 @@ impl Gpu {
     fn join(&mut self, group: &NcclGroup) -> Result<Comm, String> {
         if group.lasting {
             if self.lasting.len() >= MOST_LASTING {
-                return Err(format!("{MOST_LASTING} lasting groups are all it has"));
+                self.lasting.pop_front();
             }
         } else {
             self.last = None;

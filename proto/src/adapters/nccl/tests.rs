@@ -169,3 +169,18 @@ async fn what_is_no_group_is_fetched_at_once() {
 async fn a_device_that_is_no_gpu_offers_nothing() {
     assert!(Nccl::on_device("cpu").offer().await.is_empty());
 }
+
+#[tokio::test]
+async fn a_broadcast_that_nobody_waits_for_any_more_turns_nccl_off() {
+    let nccl = rank(&Arc::default(), false);
+    assert!(nccl.is_usable().await && nccl.is_on());
+    let group = NcclGroup {
+        id: vec![9; NCCL_ID_BYTES],
+        rank: 1,
+        world: 2,
+        lasting: true,
+    };
+    let waiting = nccl.receive(&group, 10, &[0; 32]);
+    assert!(timeout(Duration::from_millis(20), waiting).await.is_err());
+    assert!(!nccl.is_on());
+}
