@@ -477,7 +477,9 @@ impl Shell {
             // process died without what was last recorded, it would want them again.
             let flushed = durable.await;
             let failures = std::iter::from_fn(|| notes.try_recv().ok());
-            if let Some(why) = failures.filter_map(Note::failure).next() {
+            if let Some(why) = failures.filter_map(Note::failure).next()
+                && matches!(outcome, Outcome::Finished { .. })
+            {
                 outcome = Outcome::Failed(why);
             }
             good_byes(&outcome);
