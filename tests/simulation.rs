@@ -1,6 +1,6 @@
 //! Coordinator, rollout workers and learner as they are, with their gRPC, journal, engine and
 //! trainer, in a world of virtual time (turmoil): messages are late, hosts are cut off from each other,
-//! crash and start again, as a seed says. A seed replays exactly. The scheduler alone is
+//! crash and start again, as a seed says. A seed replays exactly, up to the good-byes. The scheduler alone is
 //! simulated far more widely, in `coordinator/src/scheduler/simulation/`.
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,11 @@ fn number(name: &str) -> Option<u64> {
 /// then `TINA_LOG=info` has the roles tell what they do.
 fn worlds(check: impl Fn(u64)) {
     if let Some(seed) = number("TINA_SIMULATION_SEED") {
-        tracing_subscriber::fmt()
+        // The test that comes first sets it up for all.
+        let _ = tracing_subscriber::fmt()
             .with_timer(world::Clock)
             .with_env_filter(tracing_subscriber::EnvFilter::from_env("TINA_LOG"))
-            .init();
+            .try_init();
         return check(seed);
     }
     for seed in 0..number("TINA_SIMULATION_CLUSTERS").unwrap_or(8) {
